@@ -1,0 +1,130 @@
+"""The records that the parts hand to each other: frozen, named, with units and frames in the names.
+
+Letters: N images, G ground-truth boxes, I ignore regions, R proposals, D detections, H W padded height and width.
+Boxes are x1, y1, x2, y2 in continuous pixel coordinates: width is x2 - x1, the first pixel spans 0 to 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# One loss tensor (a scalar) by the name of its term.
+Losses = dict[str, Tensor]
+
+
+class Size(NamedTuple):
+    """Height and width in pixels."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelShape:
+    """The grid of one pyramid level and the distance of its cells in input pixels, vertically and horizontally."""
+
+    height: int
+    width: int
+    stride_y_px: float
+    stride_x_px: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBatch:
+    """Pictures as the network gets them: RGB, 0 to 255, resized, padded at the bottom and right.
+
+    `pixels` is uint8 or floating point and not normalised (the detector normalises, in one pass).
+    `sizes` are the resized pictures without padding; `original_sizes` the pictures as they were before the resize.
+    """
+
+    pixels: Tensor  # [N, 3, H, W]
+    sizes: tuple[Size, ...]
+    original_sizes: tuple[Size, ...]
+    image_ids: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def padded_size(self) -> Size:
+        return Size(*self.pixels.shape[-2:])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
+        return ImageBatch(
+            pixels=self.pixels.to(device, non_blocking=non_blocking),
+            sizes=self.sizes,
+            original_sizes=self.original_sizes,
+            image_ids=self.image_ids,
+        )
+
+
+def _no_boxes() -> Tensor:
+    return torch.zeros(0, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The truth about one picture, in the frame of the picture it travels with (resized pixels inside a batch).
+
+    `labels` are 0..K-1. `ignore_xyxy` are regions (crowd, difficult) that are neither right nor wrong.
+    """
+
+    boxes_xyxy: Float[Tensor, "gt 4"]
+    labels: Int[Tensor, " gt"]
+    ignore_xyxy: Float[Tensor, "ignore 4"] = field(default_factory=_no_boxes)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
+        return Target(
+            boxes_xyxy=self.boxes_xyxy.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
+            ignore_xyxy=self.ignore_xyxy.to(device, non_blocking=non_blocking),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposals:
+    """Class-agnostic boxes of one picture, best first, in network-input pixels. `scores` are probabilities."""
+
+    boxes_xyxy: Float[Tensor, "proposals 4"]
+    scores: Float[Tensor, " proposals"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """What was found in one picture, best first. The frame is that of the giver: network input from a detector,
+    original pixels from a `Predictor`. `labels` are 0..K-1, `scores` probabilities."""
+
+    boxes_xyxy: Float[Tensor, "detections 4"]
+    scores: Float[Tensor, " detections"]
+    labels: Int[Tensor, " detections"]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to(self, device: torch.device | str) -> Detections:
+        return Detections(
+            boxes_xyxy=self.boxes_xyxy.to(device), scores=self.scores.to(device), labels=self.labels.to(device)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTable:
+    """The classes of a data set or a checkpoint, in the order of the labels 0..K-1; the only truth about classes.
+
+    `category_ids` are the ids of the source (COCO's 1..90 with gaps); 1..K where it has none.
+    """
+
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.category_ids:
+            object.__setattr__(self, "category_ids", tuple(range(1, len(self.names) + 1)))
+
+    def __len__(self) -> int:
+        return len(self.names)
