@@ -1,0 +1,132 @@
+"""ResNet (He et al., 2015) as a backbone: C2 to C5. Module names are torchvision's, so its ImageNet files load."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rcnn.backbones.interface import AbstractBackbone, freeze
+from rcnn.backbones.norm import MakeNorm, conv_norm
+
+# Where a block with stride 2 has it: in its 3x3 convolution ("pytorch") or its first 1x1 ("caffe", MSRA weights).
+StrideStyle = Literal["pytorch", "caffe"]
+Depth = Literal[18, 34, 50, 101]
+
+BLOCKS: dict[Depth, tuple[int, int, int, int]] = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+}
+
+
+class Downsample(nn.Sequential):
+    """The projection on the shortcut of a block that changes its shape."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, make_norm: MakeNorm) -> None:
+        super().__init__(nn.Conv2d(in_channels, channels, 1, stride, bias=False), make_norm(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self
+        assert isinstance(conv, nn.Conv2d)
+        return conv_norm(conv, norm, x)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
+
+    expansion = 1
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, style: StrideStyle, make_norm: MakeNorm
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.bn1 = make_norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = make_norm(channels)
+        self.downsample = (
+            Downsample(in_channels, channels, stride, make_norm) if stride != 1 or in_channels != channels else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
+        out = conv_norm(self.conv2, self.bn2, out)
+        return F.relu(out + shortcut, inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (ResNet-50 and -101)."""
+
+    expansion = 4
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, style: StrideStyle, make_norm: MakeNorm
+    ) -> None:
+        super().__init__()
+        first, middle = (stride, 1) if style == "caffe" else (1, stride)
+        out_channels = channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, first, bias=False)
+        self.bn1 = make_norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, middle, 1, bias=False)
+        self.bn2 = make_norm(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = make_norm(out_channels)
+        self.downsample = (
+            Downsample(in_channels, out_channels, stride, make_norm)
+            if stride != 1 or in_channels != out_channels
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
+        out = F.relu(conv_norm(self.conv2, self.bn2, out), inplace=True)
+        out = conv_norm(self.conv3, self.bn3, out)
+        return F.relu(out + shortcut, inplace=True)
+
+
+class ResNetBackbone(AbstractBackbone):
+    """The maps C2, C3, C4, C5 at strides 4, 8, 16, 32.
+
+    `frozen_stages` counts from the stem (1) to layer4 (5): that many leading stages are not trained.
+    """
+
+    def __init__(
+        self, *, depth: Depth, make_norm: MakeNorm, style: StrideStyle = "pytorch", frozen_stages: int = 0
+    ) -> None:
+        super().__init__()
+        block = BasicBlock if depth in (18, 34) else Bottleneck
+        widths = (64, 128, 256, 512)
+        self.channels = tuple(width * block.expansion for width in widths)
+        self.strides_px = (4, 8, 16, 32)
+        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        self.bn1 = make_norm(64)
+        in_channels = 64
+        for index, (width, count) in enumerate(zip(widths, BLOCKS[depth], strict=True)):
+            stride = 1 if index == 0 else 2
+            blocks = [block(in_channels, width, stride, style, make_norm)]
+            in_channels = width * block.expansion
+            blocks += [block(in_channels, width, 1, style, make_norm) for _ in range(count - 1)]
+            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+        self._initialise()
+        stages = [[self.conv1, self.bn1], *[[self.get_submodule(f"layer{i}")] for i in (1, 2, 3, 4)]]
+        for stage in stages[:frozen_stages]:
+            freeze(*stage)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        x = F.relu(conv_norm(self.conv1, self.bn1, pixels), inplace=True)
+        x = F.max_pool2d(x, 3, 2, 1)
+        maps = []
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            x = self.get_submodule(name)(x)
+            maps.append(x)
+        return tuple(maps)

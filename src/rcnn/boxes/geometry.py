@@ -1,0 +1,69 @@
+"""Areas, overlaps and limits of boxes. Boxes are x1 y1 x2 y2 in continuous pixels; letters: A and B boxes."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from rcnn.records import Size
+
+
+def area(boxes_xyxy: Float[Tensor, "a 4"]) -> Float[Tensor, " a"]:
+    """Width times height."""
+    return (boxes_xyxy[:, 2] - boxes_xyxy[:, 0]) * (boxes_xyxy[:, 3] - boxes_xyxy[:, 1])
+
+
+def clip(boxes_xyxy: Float[Tensor, "*lead 4"], size: Size) -> Float[Tensor, "*lead 4"]:
+    """The part of each box inside a picture: x in 0..width, y in 0..height."""
+    x = boxes_xyxy[..., 0::2].clamp(min=0, max=size.width)
+    y = boxes_xyxy[..., 1::2].clamp(min=0, max=size.height)
+    return torch.stack((x, y), dim=-1).flatten(-2)
+
+
+def intersection(a_xyxy: Float[Tensor, "a 4"], b_xyxy: Float[Tensor, "b 4"]) -> Float[Tensor, "a b"]:
+    """The shared area of each pair."""
+    # One coordinate at a time: half the memory of the [A, B, 2] form, and the anchors of one picture are many.
+    width = torch.minimum(a_xyxy[:, None, 2], b_xyxy[None, :, 2]) - torch.maximum(a_xyxy[:, None, 0], b_xyxy[None, :, 0])
+    height = torch.minimum(a_xyxy[:, None, 3], b_xyxy[None, :, 3]) - torch.maximum(
+        a_xyxy[:, None, 1], b_xyxy[None, :, 1]
+    )
+    return width.clamp_(min=0).mul_(height.clamp_(min=0))
+
+
+def iou(a_xyxy: Float[Tensor, "a 4"], b_xyxy: Float[Tensor, "b 4"]) -> Float[Tensor, "a b"]:
+    """Intersection over union of each pair; NaN between two boxes without area, as torchvision has it."""
+    shared = intersection(a_xyxy, b_xyxy)
+    return shared / (area(a_xyxy)[:, None] + area(b_xyxy)[None, :] - shared)
+
+
+def giou(a_xyxy: Float[Tensor, "a 4"], b_xyxy: Float[Tensor, "b 4"]) -> Float[Tensor, "a b"]:
+    """Generalised IoU of each pair (Rezatofighi et al., 2019): IoU less the empty share of the enclosing box."""
+    shared = intersection(a_xyxy, b_xyxy)
+    union = area(a_xyxy)[:, None] + area(b_xyxy)[None, :] - shared
+    width = torch.maximum(a_xyxy[:, None, 2], b_xyxy[None, :, 2]) - torch.minimum(a_xyxy[:, None, 0], b_xyxy[None, :, 0])
+    height = torch.maximum(a_xyxy[:, None, 3], b_xyxy[None, :, 3]) - torch.minimum(
+        a_xyxy[:, None, 1], b_xyxy[None, :, 1]
+    )
+    enclosing = width * height
+    return shared / union - (enclosing - union) / enclosing
+
+
+def overlap_share(boxes_xyxy: Float[Tensor, "a 4"], regions_xyxy: Float[Tensor, "b 4"]) -> Float[Tensor, "a b"]:
+    """The share of each box that lies in each region (intersection over the box's own area); 0 for a box without area."""
+    return intersection(boxes_xyxy, regions_xyxy) / area(boxes_xyxy)[:, None].clamp(min=1e-9)
+
+
+def has_min_side(boxes_xyxy: Float[Tensor, "a 4"], min_side_px: float) -> Bool[Tensor, " a"]:
+    """Which boxes have both sides at least `min_side_px`."""
+    width = boxes_xyxy[:, 2] - boxes_xyxy[:, 0]
+    height = boxes_xyxy[:, 3] - boxes_xyxy[:, 1]
+    return (width >= min_side_px) & (height >= min_side_px)
+
+
+def is_inside(boxes_xyxy: Float[Tensor, "a 4"], size: Size, border_px: float) -> Bool[Tensor, " a"]:
+    """Which boxes reach at most `border_px` over the edge of the picture."""
+    x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
+    return (
+        (x1 >= -border_px) & (y1 >= -border_px) & (x2 <= size.width + border_px) & (y2 <= size.height + border_px)
+    )

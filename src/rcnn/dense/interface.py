@@ -1,0 +1,62 @@
+"""The one interface of one-stage heads: a detector's head and a first stage alike.
+
+Letters: N images, L levels, A priors per cell, K classes, P candidates of one image.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rcnn.records import Levels, Losses, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensePrediction:
+    """A head's raw maps per level, before any activation, and the pyramid that they were made from.
+
+    `classes[l]` is [N, A * K, H_l, W_l], `boxes[l]` [N, A * 4, H_l, W_l], priors of a cell before classes and
+    coordinates; `quality[l]` [N, A, H_l, W_l] where the head has such a branch (FCOS's centerness), else no maps.
+    """
+
+    classes: tuple[Tensor, ...]
+    boxes: tuple[Tensor, ...]
+    quality: tuple[Tensor, ...] = ()
+    levels: Levels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """What a head found in one picture, before any NMS. `scores` are probabilities, `level` the pyramid's index."""
+
+    boxes_xyxy: Float[Tensor, "candidates 4"]
+    scores: Float[Tensor, " candidates"]
+    labels: Int[Tensor, " candidates"]
+    level: Int[Tensor, " candidates"]
+
+
+class AbstractDenseHead(nn.Module, ABC):
+    """A one-stage head of `num_classes` classes on the maps of a pyramid.
+
+    Matcher, sampler, coder and losses are its own, each with the default that the head was published with.
+    """
+
+    num_classes: int
+
+    @abstractmethod
+    def forward(self, levels: Levels) -> DensePrediction:
+        """Raw maps per level."""
+
+    @abstractmethod
+    def loss(self, prediction: DensePrediction, targets: Sequence[Target]) -> Losses:
+        """The terms, unprefixed, as scalars; defined for pictures without boxes."""
+
+    @abstractmethod
+    def decode(
+        self, prediction: DensePrediction, *, per_level: int, score_threshold: float
+    ) -> list[Candidates]:
+        """Per picture at most `per_level` candidates of each level, boxes clipped to the picture, in level order."""

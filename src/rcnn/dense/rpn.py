@@ -1,0 +1,191 @@
+"""The region proposal network (Ren et al., 2015) as a dense head.
+
+Letters: N images, L levels, A anchors per cell, K classes (1 as a first stage), T anchors of a picture over all levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rcnn.boxes.coding import DeltaCoder
+from rcnn.boxes.geometry import clip, is_inside
+from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
+from rcnn.matching.iou import IoUMatcher, Matches
+from rcnn.matching.sampling import BalancedSampler, EverySampler, Sample
+from rcnn.priors import AnchorGenerator
+from rcnn.records import Levels, Losses, Size, Target
+
+BoxLoss = Callable[[Tensor, Tensor], Tensor]
+# torchvision's and simple-faster-rcnn's (sigma 3) bend of smooth L1, summed.
+smooth_l1_ninth: BoxLoss = partial(F.smooth_l1_loss, beta=1 / 9, reduction="sum")
+
+
+class RPNTower(nn.Module):
+    """`num_convs` 3x3 convolutions with ReLU, then two 1x1 ones: class logits and box deltas of one map."""
+
+    def __init__(
+        self, *, in_channels: int, channels: int, num_convs: int, num_anchors: int, num_classes: int
+    ) -> None:
+        super().__init__()
+        widths = [in_channels] + [channels] * num_convs
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before, after, 3, padding=1) for before, after in zip(widths, widths[1:], strict=False)
+        )
+        self.classes = nn.Conv2d(channels, num_anchors * num_classes, 1)
+        self.deltas = nn.Conv2d(channels, num_anchors * 4, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        return self.classes(x), self.deltas(x)
+
+
+class RPNHead(AbstractDenseHead):
+    """Sigmoid scores and deltas for each anchor; binary cross-entropy over a balanced sample, smooth L1 on positives.
+
+    Both losses are divided by the number of sampled anchors of the batch. `border_px` leaves out anchors that reach
+    further over the edge of the picture (0: only those inside, as in the paper); None keeps all.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        anchors: AnchorGenerator,
+        num_classes: int = 1,
+        channels: int | None = None,
+        num_convs: int = 1,
+        coder: DeltaCoder | None = None,
+        matcher: IoUMatcher | None = None,
+        sampler: BalancedSampler | EverySampler | None = None,
+        box_loss: BoxLoss = smooth_l1_ninth,
+        border_px: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.anchors = anchors
+        self.tower = RPNTower(
+            in_channels=in_channels,
+            channels=channels or in_channels,
+            num_convs=num_convs,
+            num_anchors=anchors.num_per_cell,
+            num_classes=num_classes,
+        )
+        self.coder = coder or DeltaCoder()
+        self.matcher = matcher or IoUMatcher(positive_iou=0.7, negative_iou=0.3, low_quality_iou=0.0)
+        self.sampler = sampler or BalancedSampler(total=256, positive_fraction=0.5)
+        self.box_loss = box_loss
+        self.border_px = border_px
+
+    def forward(self, levels: Levels) -> DensePrediction:
+        outputs = [self.tower(x) for x in levels.maps]
+        return DensePrediction(
+            classes=tuple(classes for classes, _ in outputs),
+            boxes=tuple(deltas for _, deltas in outputs),
+            levels=levels,
+        )
+
+    def make_anchors(self, prediction: DensePrediction) -> list[Tensor]:
+        """Anchors per level [H_l * W_l * A, 4], at least in float32: coordinates of large pictures need it."""
+        like = prediction.boxes[0]
+        return self.anchors(
+            prediction.levels.shapes,
+            prediction.levels.padded_size,
+            dtype=torch.promote_types(like.dtype, torch.float32),
+            device=like.device,
+        )
+
+    def match(self, anchors_xyxy: Tensor, target: Target, size: Size) -> Matches:
+        """Matches of all anchors of a picture."""
+        matches = self.matcher(anchors_xyxy, target)
+        if self.border_px is None:
+            return matches
+        # Matched among those inside alone: a box's best anchor must be one that may be used.
+        inside = is_inside(anchors_xyxy, size, self.border_px).nonzero().flatten()
+        among = self.matcher(anchors_xyxy[inside], target)
+        nothing = torch.zeros_like(matches.positive)
+        return Matches(
+            gt_index=matches.gt_index,
+            positive=nothing.index_put((inside,), among.positive),
+            negative=nothing.index_put((inside,), among.negative),
+        )
+
+    def loss(self, prediction: DensePrediction, targets: Sequence[Target]) -> Losses:
+        anchors = torch.cat(self.make_anchors(prediction))
+        logits = _per_anchor(prediction.classes, self.num_classes)
+        deltas = _per_anchor(prediction.boxes, 4)
+        class_loss, box_loss, count = logits.sum() * 0, deltas.sum() * 0, 0
+        for image, target in enumerate(targets):
+            matches = self.match(anchors, target, prediction.levels.image_sizes[image])
+            sample = self.sampler(matches)
+            chosen = torch.cat((sample.positive, sample.negative))
+            class_loss = class_loss + F.binary_cross_entropy_with_logits(
+                logits[image, chosen].to(anchors.dtype),
+                self._class_targets(sample, matches, target, anchors.dtype),
+                reduction="sum",
+            )
+            if len(sample.positive):
+                truth = target.boxes_xyxy[matches.gt_index[sample.positive]]
+                wanted = self.coder.encode(truth, anchors[sample.positive])
+                box_loss = box_loss + self.box_loss(deltas[image, sample.positive].to(anchors.dtype), wanted)
+            count += len(chosen)
+        return {"classification": class_loss / max(count, 1), "box": box_loss / max(count, 1)}
+
+    def _class_targets(self, sample: Sample, matches: Matches, target: Target, dtype: torch.dtype) -> Tensor:
+        wanted = torch.zeros(
+            len(sample.positive) + len(sample.negative), self.num_classes, dtype=dtype, device=sample.positive.device
+        )
+        if len(sample.positive):
+            labels = target.labels[matches.gt_index[sample.positive]]
+            wanted[torch.arange(len(labels), device=labels.device), labels] = 1
+        return wanted
+
+    def decode(
+        self, prediction: DensePrediction, *, per_level: int, score_threshold: float
+    ) -> list[Candidates]:
+        anchors = self.make_anchors(prediction)
+        return [
+            self._decode_image(prediction, anchors, image, per_level, score_threshold)
+            for image in range(len(prediction.levels.image_sizes))
+        ]
+
+    def _decode_image(
+        self, prediction: DensePrediction, anchors: list[Tensor], image: int, per_level: int, score_threshold: float
+    ) -> Candidates:
+        size = prediction.levels.image_sizes[image]
+        boxes, scores, labels, level_index = [], [], [], []
+        maps = zip(anchors, prediction.classes, prediction.boxes, strict=True)
+        for level, (level_anchors, classes, deltas) in enumerate(maps):
+            logits = _per_anchor([classes[image : image + 1]], self.num_classes)[0].flatten()
+            best, index = logits.topk(min(per_level, len(logits)))
+            anchor_index = index // self.num_classes
+            chosen = _per_anchor([deltas[image : image + 1]], 4)[0, anchor_index]
+            decoded = self.coder.decode(chosen.to(level_anchors.dtype), level_anchors[anchor_index])
+            boxes.append(clip(decoded, size))
+            scores.append(best.to(level_anchors.dtype).sigmoid())
+            labels.append(index % self.num_classes)
+            level_index.append(torch.full_like(index, level))
+        all_scores = torch.cat(scores)
+        keep = all_scores >= score_threshold
+        return Candidates(
+            boxes_xyxy=torch.cat(boxes)[keep],
+            scores=all_scores[keep],
+            labels=torch.cat(labels)[keep],
+            level=torch.cat(level_index)[keep],
+        )
+
+
+def _per_anchor(maps: Sequence[Tensor], width: int) -> Tensor:
+    """Maps [N, A * width, H_l, W_l] to [N, T, width], in the order of the anchors. Free for channels-last maps."""
+    flat = [x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width) for x in maps]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)

@@ -1,0 +1,82 @@
+"""Which ground-truth box a reference box (anchor, proposal) belongs to, by overlap.
+
+Letters: G ground-truth boxes, A reference boxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rcnn.boxes.geometry import iou, overlap_share
+from rcnn.records import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matches:
+    """For each reference box whether it is positive or negative (neither: it takes no part) and its ground truth.
+
+    `gt_index` means something only where `positive`.
+    """
+
+    gt_index: Int[Tensor, " a"]
+    positive: Bool[Tensor, " a"]
+    negative: Bool[Tensor, " a"]
+
+
+def match_by_iou(
+    overlaps: Float[Tensor, "gt a"],
+    *,
+    positive_iou: float,
+    negative_iou: float,
+    low_quality_iou: float | None,
+) -> Matches:
+    """Positive from `positive_iou` up, negative below `negative_iou`, nothing between (Faster R-CNN, section 3.1.2).
+
+    Each ground-truth box also claims the references that overlap it most, ties included, where that overlap is above 0
+    and at least `low_quality_iou`; None: it does not. Such a reference still belongs to the box that *it* overlaps
+    most, as in torchvision and detectron2.
+    """
+    num_gt, num_references = overlaps.shape
+    if num_gt == 0:
+        return Matches(
+            gt_index=torch.zeros(num_references, dtype=torch.int64, device=overlaps.device),
+            positive=torch.zeros(num_references, dtype=torch.bool, device=overlaps.device),
+            negative=torch.ones(num_references, dtype=torch.bool, device=overlaps.device),
+        )
+    best_overlap, gt_index = overlaps.max(dim=0)
+    positive = best_overlap >= positive_iou
+    negative = best_overlap < negative_iou
+    if low_quality_iou is not None and num_references:
+        best_of_gt = overlaps.max(dim=1, keepdim=True).values
+        claimed = ((overlaps == best_of_gt) & (best_of_gt > 0) & (best_of_gt >= low_quality_iou)).any(dim=0)
+        positive = positive | claimed
+        negative = negative & ~claimed
+    return Matches(gt_index=gt_index, positive=positive, negative=negative)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IoUMatcher:
+    """`match_by_iou` on boxes; a negative that lies in an ignore region by `ignore_share` of its area is left out."""
+
+    positive_iou: float
+    negative_iou: float
+    low_quality_iou: float | None = None
+    ignore_share: float = 0.5
+
+    def __call__(self, boxes_xyxy: Float[Tensor, "a 4"], target: Target) -> Matches:
+        matches = match_by_iou(
+            iou(target.boxes_xyxy, boxes_xyxy),
+            positive_iou=self.positive_iou,
+            negative_iou=self.negative_iou,
+            low_quality_iou=self.low_quality_iou,
+        )
+        if len(target.ignore_xyxy) == 0:
+            return matches
+        ignored = (overlap_share(boxes_xyxy, target.ignore_xyxy) >= self.ignore_share).any(dim=1)
+        return Matches(
+            gt_index=matches.gt_index, positive=matches.positive, negative=matches.negative & ~ignored
+        )

@@ -1,0 +1,55 @@
+"""Which positives and negatives take part in a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from rcnn.matching.iou import Matches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Indices of the reference boxes that were drawn."""
+
+    positive: Int[Tensor, " p"]
+    negative: Int[Tensor, " n"]
+
+
+def _random_order(count: int, device: torch.device) -> Tensor:
+    return torch.randperm(count, device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalancedSampler:
+    """At most `total` references, at most `positive_fraction` of them positive, the rest negatives (Fast R-CNN).
+
+    `order` gives the random order of n things, of which the first ones are kept; inject another for a known draw.
+    """
+
+    total: int
+    positive_fraction: float
+    order: Callable[[int, torch.device], Tensor] = _random_order
+
+    def __call__(self, matches: Matches) -> Sample:
+        positive = self._draw(matches.positive, int(self.total * self.positive_fraction))
+        negative = self._draw(matches.negative, self.total - len(positive))
+        return Sample(positive=positive, negative=negative)
+
+    def _draw(self, candidates: Tensor, limit: int) -> Tensor:
+        indices = candidates.nonzero().flatten()
+        if len(indices) <= limit:
+            return indices
+        return indices[self.order(len(indices), indices.device)[:limit]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EverySampler:
+    """All positives and all negatives (focal losses, and the recorded training stages of the peers)."""
+
+    def __call__(self, matches: Matches) -> Sample:
+        return Sample(positive=matches.positive.nonzero().flatten(), negative=matches.negative.nonzero().flatten())

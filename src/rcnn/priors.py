@@ -1,0 +1,84 @@
+"""Anchors: the reference boxes at each cell of each pyramid level.
+
+Letters: L levels, S sizes per level, Q aspect ratios, A = S x Q anchors per cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rcnn.records import LevelShape, Size
+
+# "nominal": the level's stride. "image_over_grid": padded image side // grid side, as torchvision infers it; the two
+# differ where a level was rounded up (its P6 at 608 px has 10 cells, 60 px apart).
+StrideRule = Literal["nominal", "image_over_grid"]
+
+
+def cell_anchors(
+    sizes_px: Sequence[float], heights_over_widths: Sequence[float], *, rounded: bool = False
+) -> Float[Tensor, "anchors 4"]:
+    """The anchors of one cell around its origin, ratio-major: all sizes of the first ratio, then of the next.
+
+    An anchor of size s and ratio r is s * sqrt(r) high and s / sqrt(r) wide. `rounded` moves the corners to integers, as
+    torchvision does.
+    """
+    sizes = torch.tensor(sizes_px, dtype=torch.float64)
+    root = torch.tensor(heights_over_widths, dtype=torch.float64).sqrt()
+    heights = (root[:, None] * sizes).flatten()
+    widths = (1 / root[:, None] * sizes).flatten()
+    anchors = torch.stack((-widths, -heights, widths, heights), dim=1) / 2
+    return anchors.round() if rounded else anchors
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchorGenerator:
+    """Anchors of a pyramid: `sizes_px[l]` at level l, every ratio of `heights_over_widths` for each.
+
+    `centre_offset` is where in its cell an anchor is centred, in strides: 0 is the cell's top left corner (torchvision,
+    MMDetection, detectron2), 0.5 its middle (simple-faster-rcnn).
+    """
+
+    sizes_px: tuple[tuple[float, ...], ...]
+    heights_over_widths: tuple[float, ...] = (0.5, 1.0, 2.0)
+    rounded: bool = False
+    centre_offset: float = 0.0
+    stride_rule: StrideRule = "nominal"
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.sizes_px)
+
+    @property
+    def num_per_cell(self) -> int:
+        return len(self.sizes_px[0]) * len(self.heights_over_widths)
+
+    @cached_property
+    def cells(self) -> tuple[Tensor, ...]:
+        """The anchors of one cell per level, in float64: each call casts them to what it is asked for."""
+        return tuple(cell_anchors(sizes, self.heights_over_widths, rounded=self.rounded) for sizes in self.sizes_px)
+
+    def __call__(
+        self, shapes: Sequence[LevelShape], padded_size: Size, *, dtype: torch.dtype, device: torch.device
+    ) -> list[Float[Tensor, "anchors 4"]]:
+        """Anchors per level in network-input pixels, row-major over the cells, the anchors of a cell together."""
+        return [
+            self._level(cell.to(device=device, dtype=dtype), shape, padded_size)
+            for cell, shape in zip(self.cells, shapes, strict=True)
+        ]
+
+    def _level(self, cell: Tensor, shape: LevelShape, padded_size: Size) -> Tensor:
+        stride_y, stride_x = shape.stride_px, shape.stride_px
+        if self.stride_rule == "image_over_grid":
+            stride_y, stride_x = padded_size.height // shape.height, padded_size.width // shape.width
+        y = (torch.arange(shape.height, device=cell.device, dtype=cell.dtype) + self.centre_offset) * stride_y
+        x = (torch.arange(shape.width, device=cell.device, dtype=cell.dtype) + self.centre_offset) * stride_x
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
+        return (shifts + cell).reshape(-1, 4)

@@ -1,0 +1,112 @@
+"""The first stage: any dense head of one class, its candidates filtered to class-agnostic proposals.
+
+Letters: N images, P candidates, R proposals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rcnn.boxes.geometry import has_min_side
+from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
+from rcnn.errors import Problem, SetupError
+from rcnn.ops.nms import nms
+from rcnn.records import Levels, Losses, Proposals, Target
+
+# "level": boxes of different levels do not suppress each other (torchvision, detectron2, MMDetection's RPNHead);
+# "joint": they do (MindSpore's second NMS, MMDetection's other heads).
+NMSScope = Literal["level", "joint"]
+# The frame in which a proposal's sides are measured: network-input or original pixels (simple-faster-rcnn).
+SideFrame = Literal["network", "original"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalFilter:
+    """From candidates to at most `post_nms` proposals.
+
+    Order as in torchvision: the best `pre_nms` of each level, clipped, those with a side under `min_side_px` and a score
+    under `score_threshold` left out, NMS at `nms_iou`, the best `post_nms` of all.
+    """
+
+    pre_nms: int
+    post_nms: int
+    nms_iou: float = 0.7
+    scope: NMSScope = "level"
+    min_side_px: float = 1e-3
+    side_frame: SideFrame = "network"
+    score_threshold: float = 0.0
+
+    def __call__(self, candidates: Candidates, *, num_levels: int, image_scale: float) -> Proposals:
+        """`image_scale`: network-input pixels per original pixel."""
+        scale = image_scale if self.side_frame == "original" else 1.0
+        large = has_min_side(candidates.boxes_xyxy, self.min_side_px * scale)
+        boxes, scores, level = candidates.boxes_xyxy[large], candidates.scores[large], candidates.level[large]
+        keep = nms(boxes, scores, self.nms_iou) if self.scope == "joint" else self._per_level(boxes, scores, level, num_levels)
+        keep = keep[: self.post_nms]
+        return Proposals(boxes_xyxy=boxes[keep], scores=scores[keep])
+
+    def _per_level(self, boxes: Tensor, scores: Tensor, level: Tensor, num_levels: int) -> Tensor:
+        # A call per level is exact where an offset per level would round the coordinates; the number of levels is fixed.
+        kept = torch.zeros_like(level, dtype=torch.bool)
+        for number in range(num_levels):
+            mine = (level == number).nonzero().flatten()
+            kept[mine[nms(boxes[mine], scores[mine], self.nms_iou)]] = True
+        indices = kept.nonzero().flatten()
+        return indices[scores[indices].argsort(descending=True, stable=False)]
+
+
+class ProposalStage(nn.Module):
+    """A dense head as the first stage: the only place that knows "class-agnostic".
+
+    The head has one class; labels are mapped to it, boxes are detached from the graph, loss terms get the prefix `rpn_`.
+    """
+
+    def __init__(
+        self, *, head: AbstractDenseHead, train_filter: ProposalFilter, test_filter: ProposalFilter
+    ) -> None:
+        super().__init__()
+        if head.num_classes != 1:
+            raise SetupError(
+                Problem(
+                    where="proposals.head",
+                    given=f"a head of {head.num_classes} classes",
+                    allowed="a head of one class: proposals have no class",
+                )
+            )
+        self.head = head
+        self.train_filter = train_filter
+        self.test_filter = test_filter
+
+    def loss(self, levels: Levels, targets: Sequence[Target]) -> tuple[Losses, list[Proposals]]:
+        """The head's terms, and the proposals that the second stage trains on."""
+        prediction = self.head(levels)
+        agnostic = [
+            Target(
+                boxes_xyxy=target.boxes_xyxy,
+                labels=torch.zeros_like(target.labels),
+                ignore_xyxy=target.ignore_xyxy,
+            )
+            for target in targets
+        ]
+        losses = {f"rpn_{name}": value for name, value in self.head.loss(prediction, agnostic).items()}
+        return losses, self._propose(prediction, self.train_filter)
+
+    def propose(self, levels: Levels) -> list[Proposals]:
+        """Proposals per picture, best first, in network-input pixels."""
+        return self._propose(self.head(levels), self.test_filter)
+
+    @torch.no_grad()
+    def _propose(self, prediction: DensePrediction, chosen: ProposalFilter) -> list[Proposals]:
+        candidates = self.head.decode(
+            prediction, per_level=chosen.pre_nms, score_threshold=chosen.score_threshold
+        )
+        levels = prediction.levels
+        return [
+            chosen(found, num_levels=len(levels.shapes), image_scale=scale)
+            for found, scale in zip(candidates, levels.image_scales, strict=True)
+        ]
