@@ -7,31 +7,25 @@ Boxes are x1, y1, x2, y2 in continuous pixel coordinates: width is x2 - x1, the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rcnn.plain_records import ClassTable as ClassTable
+from rcnn.plain_records import Size as Size
+
 # One loss tensor (a scalar) by the name of its term.
 Losses = dict[str, Tensor]
 
 
-class Size(NamedTuple):
-    """Height and width in pixels."""
-
-    height: int
-    width: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class LevelShape:
-    """The grid of one pyramid level and the distance of its cells in input pixels, vertically and horizontally."""
+    """The grid of one pyramid level and the distance of its cells in input pixels."""
 
     height: int
     width: int
-    stride_y_px: float
-    stride_x_px: float
+    stride_px: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +55,22 @@ class ImageBatch:
             original_sizes=self.original_sizes,
             image_ids=self.image_ids,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    """The feature maps of a batch, finest first, and the geometry of the pictures they were made from.
+
+    `image_scales` is network-input pixels per original pixel (by width). The first `num_roi_levels` maps are those that
+    regions are pooled from: a map that was only added for larger anchors (FPN's P6 by pooling) is not one of them.
+    """
+
+    maps: tuple[Tensor, ...]  # each [N, C, H_l, W_l]
+    shapes: tuple[LevelShape, ...]
+    padded_size: Size
+    image_sizes: tuple[Size, ...]
+    image_scales: tuple[float, ...]
+    num_roi_levels: int
 
 
 def _no_boxes() -> Tensor:
@@ -110,21 +120,3 @@ class Detections:
         return Detections(
             boxes_xyxy=self.boxes_xyxy.to(device), scores=self.scores.to(device), labels=self.labels.to(device)
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassTable:
-    """The classes of a data set or a checkpoint, in the order of the labels 0..K-1; the only truth about classes.
-
-    `category_ids` are the ids of the source (COCO's 1..90 with gaps); 1..K where it has none.
-    """
-
-    names: tuple[str, ...]
-    category_ids: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.category_ids:
-            object.__setattr__(self, "category_ids", tuple(range(1, len(self.names) + 1)))
-
-    def __len__(self) -> int:
-        return len(self.names)

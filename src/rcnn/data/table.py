@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rcnn.records import ClassTable, Size
+from rcnn.plain_records import ClassTable, Size
 
 
 @dataclass(frozen=True, kw_only=True)

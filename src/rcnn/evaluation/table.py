@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rcnn.records import Detections
+if TYPE_CHECKING:  # importing torch takes half a gigabyte, which evaluation does not need
+    from rcnn.records import Detections
 
 
 @dataclass(frozen=True, kw_only=True)
