@@ -6,17 +6,18 @@ Letters: N images, M annotations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from rcnn.data.findings import Findings
 from rcnn.plain_records import ClassTable, Size
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackedStrings:
-    """Many strings as one buffer: forked workers share its pages, which a list of `str` would copy by reference counts."""
+    """Many strings as one buffer: forked workers share it, where a list of `str` is copied by reference counts."""
 
     buffer: np.ndarray  # uint8, the UTF-8 bytes of all strings
     starts: np.ndarray  # int64 [N + 1]
@@ -55,6 +56,7 @@ class AnnotationTable:
     labels: np.ndarray  # int64 [M], 0..K-1
     ignored: np.ndarray  # bool [M]
     areas: np.ndarray  # float64 [M]
+    findings: Findings = field(default_factory=Findings)  # what the reader left out or cut; empty where nothing
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -67,3 +69,22 @@ class AnnotationTable:
 
     def rows(self, index: int) -> slice:
         return slice(int(self.starts[index]), int(self.starts[index + 1]))
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> AnnotationTable:
+        """The pictures at `indices`, in that order, with their annotations."""
+        chosen = np.asarray(indices, np.int64)
+        counts = self.starts[chosen + 1] - self.starts[chosen]
+        starts = np.zeros(len(chosen) + 1, np.int64)
+        np.cumsum(counts, out=starts[1:])
+        rows = np.arange(starts[-1]) + np.repeat(self.starts[chosen] - starts[:-1], counts)
+        return replace(
+            self,
+            image_ids=self.image_ids[chosen],
+            file_names=PackedStrings.pack([self.file_names[int(index)] for index in chosen]),
+            sizes=self.sizes[chosen],
+            starts=starts,
+            boxes_xyxy=self.boxes_xyxy[rows],
+            labels=self.labels[rows],
+            ignored=self.ignored[rows],
+            areas=self.areas[rows],
+        )

@@ -1,0 +1,154 @@
+"""What moves pixels and boxes together: horizontal flip and resize. Random choices come from a generator that is given.
+
+The resize rules are properties of the system a checkpoint comes from:
+
+    torchvision             floor,         bilinear on floating point
+    simple-faster-rcnn      round,         bilinear on floating point
+    detectron2              round_half_up, bilinear on uint8 with antialiasing
+
+A picture is [3, H, W], 0 to 255; its boxes are x1 y1 x2 y2 in its pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from rcnn.records import Size, Target
+
+# "round" is half to even, as skimage does; "round_half_up" is int(x + 0.5), as detectron2 and MMDetection do.
+Rounding = Literal["floor", "round", "round_half_up"]
+Kernel = Literal["bilinear_float", "bilinear_uint8_antialias"]
+
+
+def resized_size(size: Size, *, short_side: int, max_long_side: int, rounding: Rounding) -> Size:
+    """The size whose short side is `short_side`, or smaller where the long side would pass `max_long_side`.
+
+    The arithmetic (Python's double precision, one scale for both sides) is that of torchvision and simple-faster-rcnn,
+    so that sizes are equal to the pixel: 427 at 800 / 427 is 800 or 799 depending on it.
+    """
+    scale = min(short_side / min(size), max_long_side / max(size))
+    height, width = (_to_integer(side * scale, rounding) for side in size)
+    return Size(max(height, 1), max(width, 1))
+
+
+def _to_integer(length: float, rounding: Rounding) -> int:
+    match rounding:
+        case "floor":
+            return math.floor(length)
+        case "round":
+            return round(length)
+        case "round_half_up":
+            return math.floor(length + 0.5)
+
+
+def resize_pixels(image: Tensor, size: Size, kernel: Kernel) -> Tensor:
+    """The picture [3, H, W] at `size`. `bilinear_float` gives floating point (float64 stays), the other one uint8."""
+    if kernel == "bilinear_float":
+        image = image if image.is_floating_point() else image.float()
+        return F.interpolate(image[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+    if image.dtype != torch.uint8:
+        image = image.round().clamp(0, 255).to(torch.uint8)
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return F.interpolate(image[None], size=tuple(size), mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def scale_boxes(boxes_xyxy: Float[Tensor, "boxes 4"], old: Size, new: Size) -> Float[Tensor, "boxes 4"]:
+    """Boxes of a picture of size `old` in the same picture at size `new`: each axis by the ratio of its sides."""
+    ratio_x, ratio_y = new.width / old.width, new.height / old.height
+    return boxes_xyxy * boxes_xyxy.new_tensor([ratio_x, ratio_y, ratio_x, ratio_y])
+
+
+def flip_boxes(boxes_xyxy: Float[Tensor, "boxes 4"], width: int) -> Float[Tensor, "boxes 4"]:
+    """Boxes of a mirrored picture: x becomes width - x (continuous coordinates: no -1)."""
+    x1, y1, x2, y2 = boxes_xyxy.unbind(1)
+    return torch.stack((width - x2, y1, width - x1, y2), dim=1)
+
+
+def image_size(image: Tensor) -> Size:
+    return Size(int(image.shape[-2]), int(image.shape[-1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resize:
+    """Resize to a short side, one of `short_sides` drawn for each picture; `max_long_side` bounds the other."""
+
+    short_sides: tuple[int, ...]
+    max_long_side: int
+    rounding: Rounding = "floor"
+    kernel: Kernel = "bilinear_float"
+
+    def __call__(self, image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
+        choice = 0
+        if len(self.short_sides) > 1:
+            choice = int(torch.randint(len(self.short_sides), (), generator=generator))
+        return self.apply(image, target, self.short_sides[choice])
+
+    def apply(self, image: Tensor, target: Target, short_side: int) -> tuple[Tensor, Target]:
+        old = image_size(image)
+        new = resized_size(old, short_side=short_side, max_long_side=self.max_long_side, rounding=self.rounding)
+        scaled = Target(
+            boxes_xyxy=scale_boxes(target.boxes_xyxy, old, new),
+            labels=target.labels,
+            ignore_xyxy=scale_boxes(target.ignore_xyxy, old, new),
+        )
+        return resize_pixels(image, new, self.kernel), scaled
+
+
+@dataclass(frozen=True, kw_only=True)
+class HorizontalFlip:
+    """Mirror left and right with the given probability."""
+
+    probability: float = 0.5
+
+    def __call__(self, image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
+        if float(torch.rand((), generator=generator)) >= self.probability:
+            return image, target
+        width = image_size(image).width
+        flipped = Target(
+            boxes_xyxy=flip_boxes(target.boxes_xyxy, width),
+            labels=target.labels,
+            ignore_xyxy=flip_boxes(target.ignore_xyxy, width),
+        )
+        return image.flip(-1), flipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTransform:
+    """What a picture goes through in training, in order: flip, then resize."""
+
+    flip: HorizontalFlip
+    resize: Resize
+
+    def __call__(self, image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
+        image, target = self.flip(image, target, generator)
+        return self.resize(image, target, generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalTransform:
+    """What a picture goes through in evaluation: the resize, at the last of its short sides (as torchvision)."""
+
+    resize: Resize
+
+    def __call__(
+        self, image: Tensor, target: Target, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Target]:
+        return self.resize.apply(image, target, self.resize.short_sides[-1])
+
+
+def no_target() -> Target:
+    """The truth about a picture of which nothing is known, for the transforms of prediction."""
+    return Target(boxes_xyxy=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+
+
+def sizes_of(images: Sequence[Tensor]) -> tuple[Size, ...]:
+    return tuple(image_size(image) for image in images)
