@@ -5,7 +5,8 @@
     ├── DataError          annotations or a data folder that cannot be used
     ├── ImageError         a picture that cannot be read
     ├── CheckpointError    a file of weights that cannot be used
-    ├── RunError           a run folder, a disk, an interrupted training
+    ├── RunError           a run folder, a disk, a training that stopped
+    │   └── Interrupted    a signal asked for the end, and what was done is saved
     ├── DownloadError      something that could not be fetched
     └── SetupError         parts or a machine that do not fit together
 
@@ -86,6 +87,17 @@ class RunError(RcnnError):
     """A run folder, a disk or a training that stopped."""
 
     title = "the run cannot go on"
+
+
+class Interrupted(RunError):
+    """SIGINT or SIGTERM ended a training after it was saved. The exit code is the shell's: 128 plus the signal."""
+
+    title = "the run was interrupted"
+
+    def __init__(self, problems: Problem | Iterable[Problem], *, signal_number: int) -> None:
+        super().__init__(problems)
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number
 
 
 class DownloadError(RcnnError):

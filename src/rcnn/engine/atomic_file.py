@@ -1,0 +1,77 @@
+"""Files that are either whole or not there: written beside their place, flushed to the disk, then renamed into it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from rcnn.errors import Problem, RunError
+
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT}
+
+
+def staged_path(path: Path) -> Path:
+    """Where the new content of `path` lies until it is put in place: a fixed name, so that a cut can be found."""
+    return path.with_name(f".{path.name}.new")
+
+
+def stage(path: Path, content: bytes) -> Path:
+    """Writes `content` beside `path` and flushes it to the disk; `path` itself stays as it is.
+
+    Raises RunError (a full disk says how much room is needed and that the previous file is intact).
+    """
+    staged = staged_path(path)
+    try:
+        with staged.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            staged.unlink()
+        raise RunError(_write_problem(path, len(content), error)) from error
+    return staged
+
+
+def put_in_place(path: Path) -> None:
+    """Renames what `stage` wrote to `path`: readers see the old file or the new one, never a part."""
+    try:
+        os.replace(staged_path(path), path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise RunError(_write_problem(path, 0, error)) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """`stage` and `put_in_place`."""
+    stage(path, content)
+    put_in_place(path)
+
+
+def _write_problem(path: Path, num_bytes: int, error: OSError) -> Problem:
+    kept = f"the previous file is intact: {path}" if path.exists() else "no earlier file was there"
+    if error.errno not in FULL_DISK:
+        return Problem(where=str(path), given=f"cannot be written: {error.strerror}", remedy=kept)
+    return Problem(
+        where=str(path),
+        given=f"the disk is full: {_megabytes(num_bytes)} are needed, {_room(path.parent)} free",
+        remedy=f"make room and go on with --resume; {kept}",
+    )
+
+
+def _room(folder: Path) -> str:
+    try:
+        return f"{_megabytes(shutil.disk_usage(folder).free)} are"
+    except OSError:
+        return "too little is"
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB"

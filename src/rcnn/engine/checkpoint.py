@@ -1,0 +1,186 @@
+"""Weights as safetensors files that say what they are: recipe, classes, package version, step and metrics inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+import rcnn
+from rcnn.engine.atomic_file import write_atomically
+from rcnn.errors import CheckpointError, Problem, nearest
+from rcnn.records import ClassTable
+
+StateDict = Mapping[str, Tensor]
+
+CONVERT = "where it is another system's file, convert it: rcnn convert FILE --from SYSTEM -o OUT.safetensors"
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointMeta:
+    """What a checkpoint says about itself. `recipe` is the resolved recipe as YAML; `epoch` counts whole epochs."""
+
+    recipe: str
+    classes: ClassTable
+    kind: str = "detector"
+    version: str = rcnn.__version__
+    step: int = 0
+    epoch: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def to_strings(self) -> dict[str, str]:
+        """The header of a safetensors file holds strings only."""
+        return {
+            "format": "pt",
+            "system": "rcnn",
+            "kind": self.kind,
+            "version": self.version,
+            "recipe": self.recipe,
+            "classes": json.dumps({"names": self.classes.names, "category_ids": self.classes.category_ids}),
+            "step": str(self.step),
+            "epoch": str(self.epoch),
+            "metrics": json.dumps(dict(self.metrics)),
+        }
+
+    @classmethod
+    def from_strings(cls, strings: Mapping[str, str]) -> CheckpointMeta:
+        """The inverse of `to_strings`; KeyError, ValueError or TypeError where a part is missing or malformed."""
+        classes = json.loads(strings["classes"])
+        return cls(
+            recipe=strings["recipe"],
+            classes=ClassTable(names=tuple(classes["names"]), category_ids=tuple(classes["category_ids"])),
+            kind=strings["kind"],
+            version=strings["version"],
+            step=int(strings["step"]),
+            epoch=int(strings["epoch"]),
+            metrics=json.loads(strings["metrics"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Weights on the CPU and what the file says about them."""
+
+    state_dict: StateDict
+    meta: CheckpointMeta
+
+
+def save_weights(path: Path, state_dict: StateDict, meta: CheckpointMeta) -> None:
+    """Writes the file as a whole or not at all: on a full disk a RunError, and the previous file stays."""
+    write_atomically(path, weights_to_bytes(state_dict, meta))
+
+
+def weights_to_bytes(state_dict: StateDict, meta: CheckpointMeta) -> bytes:
+    """The content of a checkpoint file. Tensors under several names are written once per name."""
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in state_dict.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return safetensors.torch.save(tensors, meta.to_strings())
+
+
+def read_meta(path: Path) -> CheckpointMeta:
+    """What a checkpoint says about itself, from its header alone; raises CheckpointError."""
+    header = _read_header(path)
+    strings = header.get("__metadata__", {})
+    if strings.get("system") != "rcnn":
+        raise _unusable(path, "a safetensors file that was not written by rcnn", CONVERT)
+    try:
+        return CheckpointMeta.from_strings(strings)
+    except (KeyError, ValueError, TypeError) as error:
+        given = f"its description of itself is malformed ({type(error).__name__}: {error})"
+        raise _unusable(path, given, "take another copy of the file") from error
+
+
+def read_weights(path: Path) -> Checkpoint:
+    """Reads a checkpoint of ours; nothing in the file is executed. Raises CheckpointError for any other file."""
+    meta = read_meta(path)
+    try:
+        state_dict = safetensors.torch.load_file(path, device="cpu")
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _unusable(path, f"damaged ({error})", "take another copy of the file") from error
+    return Checkpoint(state_dict=state_dict, meta=meta)
+
+
+def _read_header(path: Path) -> dict[str, dict]:
+    """The header of a safetensors file (8 bytes of length, then JSON), after a look at what else the file may be."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            text = file.read(length) if length <= size else file.read(64)
+    except OSError as error:
+        raise _unusable(path, f"cannot be read: {error.strerror}", _what_else_is_there(path)) from error
+    _refuse_other_formats(path, start + text[:64])
+    if size < 8 + length:
+        raise _unusable(path, f"truncated: {size} bytes, its header alone has {8 + length}", "copy the file again")
+    try:
+        header = json.loads(text)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise _unusable(path, "damaged: its header cannot be read", "take another copy of the file") from error
+    if size != expected:
+        given = f"{'truncated' if size < expected else 'damaged'}: {size} bytes where its header states {expected}"
+        raise _unusable(path, given, "copy the file again")
+    return header
+
+
+def _refuse_other_formats(path: Path, start: bytes) -> None:
+    if not start:
+        raise _unusable(path, "an empty file", "take another copy of the file")
+    if start.startswith(PICKLE_STARTS):
+        given = "a pickle (.pt, .pth, .pkl), which can run code when it is read and was therefore not opened"
+        raise _unusable(path, given, "convert it: rcnn convert FILE --from SYSTEM -o OUT.safetensors")
+    if start.startswith(b"version https://git-lfs"):
+        raise _unusable(path, "a pointer of Git LFS, not the file itself", "fetch the content: git lfs pull")
+    if start[8:9] != b"{":
+        raise _unusable(path, "not a checkpoint (no safetensors header)", CONVERT)
+
+
+def _what_else_is_there(path: Path) -> str:
+    folder = path if path.is_dir() else path.parent
+    found = sorted(str(item) for item in folder.glob("**/*.safetensors")) if folder.is_dir() else []
+    return f"there is: {', '.join(found[:5])}" if found else "check the path"
+
+
+def _unusable(path: Path, given: str, remedy: str) -> CheckpointError:
+    return CheckpointError(Problem(where=str(path), given=given, remedy=remedy))
+
+
+def load_into(module: nn.Module, state_dict: StateDict) -> None:
+    """Copies weights into a module of exactly the same keys and shapes.
+
+    Otherwise nothing is copied and a CheckpointError lists every missing, unexpected and differently shaped tensor.
+    """
+    problems = list(differences(module.state_dict(), state_dict))
+    if problems:
+        raise CheckpointError(problems)
+    module.load_state_dict(state_dict, strict=True)
+
+
+def differences(expected: StateDict, given: StateDict) -> Iterator[Problem]:
+    """Every key that only one of the two has, and every shape that differs."""
+    missing = [name for name in expected if name not in given]
+    for name in missing:
+        yield Problem(where=name, given="missing in the checkpoint", allowed=f"shape {_shape(expected[name])}")
+    for name in given:
+        if name not in expected:
+            hint = nearest(name, missing) if len(missing) <= 50 else ""
+            yield Problem(where=name, given="in the checkpoint, but unknown to the detector", remedy=hint)
+        elif given[name].shape != expected[name].shape:
+            yield Problem(where=name, given=f"shape {_shape(given[name])}", allowed=f"shape {_shape(expected[name])}")
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
