@@ -1,0 +1,36 @@
+"""From what a user names (a recipe, a patch file, a recipe file) to the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rcnn.config.edit import Resolved, resolve
+from rcnn.recipes.catalogue import RECIPES
+from rcnn.recipes.recipe import Recipe
+
+# What the keys of MMDetection's configs are called here, its old names (`nms_thr`, `max_num`, ...) included.
+MMDETECTION_KEYS = {
+    "nms_thr": "detector.proposals.nms_iou (first stage) or detector.roi.nms_iou (detections)",
+    "max_num": "detector.proposals.train.post_nms and detector.proposals.test.post_nms",
+    "nms_across_levels": "detector.proposals.scope (level or joint)",
+    "nms_pre": "detector.proposals.train.pre_nms and detector.proposals.test.pre_nms",
+    "nms_post": "detector.proposals.train.post_nms and detector.proposals.test.post_nms",
+    "max_per_img": "detector.roi.max_detections, or post_nms of detector.proposals.train and .test",
+    "score_thr": "detector.roi.score_threshold",
+    "min_bbox_size": "detector.proposals.min_side_px",
+    "pos_iou_thr": "positive_iou of detector.proposals.head.matcher or detector.roi.matcher",
+    "neg_iou_thr": "negative_iou of detector.proposals.head.matcher or detector.roi.matcher",
+    "min_pos_iou": "low_quality_iou of detector.proposals.head.matcher or detector.roi.matcher",
+    "pos_fraction": "positive_fraction of detector.proposals.head.sampler or detector.roi.sampler",
+    "samples_per_gpu": "train.batch_size (over all processes)",
+    "workers_per_gpu": "data.workers",
+}
+
+
+def resolve_recipe(source: str | Path | Recipe, overrides: Sequence[str] = ()) -> Resolved[Recipe]:
+    """The recipe that a name, a file or a recipe means, after the `path=value` texts of the command line.
+
+    Errors: `RecipeError` with every mistake.
+    """
+    return resolve(source, spec_type=Recipe, named=RECIPES, overrides=overrides, hints=MMDETECTION_KEYS)
