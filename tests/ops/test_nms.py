@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from rcnn.ops.nms import class_offset_nms, nms
+
+
+@pytest.fixture(scope="module")
+def oracle(shared: Path) -> dict[str, Tensor]:
+    with np.load(shared / "oracles/torchvision/ops/arrays.npz") as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files if "nms" in name}
+
+
+def cluttered_boxes(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * 300
+    side = torch.rand(count, 2, generator=generator) * 150 + 1
+    scores = torch.rand(count, generator=generator).mul(50).round() / 50  # with ties
+    groups = torch.randint(0, 91, (count,), generator=generator)
+    return torch.cat([corner, corner + side], 1), scores, groups
+
+
+@pytest.mark.parametrize("threshold", ["0.3", "0.5", "0.7"])
+def test_recorded_boxes(oracle: dict[str, Tensor], threshold: str) -> None:
+    boxes, scores, labels = oracle["nms/boxes"], oracle["nms/scores"], oracle["nms/labels"]
+    assert_close(nms(boxes, scores, float(threshold)), oracle[f"nms/keep/{threshold}"])
+    assert_close(class_offset_nms(boxes, scores, labels, float(threshold)), oracle[f"batched_nms/keep/{threshold}"])
+
+
+@pytest.mark.parametrize("threshold", ["0.0", "0.49", "0.5", "0.51", "1.0"])
+def test_recorded_edges(oracle: dict[str, Tensor], threshold: str) -> None:
+    kept = nms(oracle["nms_edge/boxes"], oracle["nms_edge/scores"], float(threshold))
+    assert_close(kept, oracle[f"nms_edge/keep/{threshold}"])
+
+
+def test_recorded_large_set(oracle: dict[str, Tensor]) -> None:
+    boxes, scores, labels = (oracle[f"batched_nms_large/{name}"] for name in ("boxes", "scores", "labels"))
+    assert_close(class_offset_nms(boxes, scores, labels, 0.5), oracle["batched_nms_large/keep/0.5"])
+
+
+def test_groups_equal_a_loop_over_groups() -> None:
+    boxes, scores, groups = cluttered_boxes(2000)
+    kept = torch.zeros(2000, dtype=torch.bool)
+    for group in groups.unique():
+        members = (groups == group).nonzero()[:, 0]
+        kept[members[torchvision.ops.nms(boxes[members].double(), scores[members].double(), 0.5)]] = True
+    expected = kept.nonzero()[:, 0]
+    expected = expected[scores[expected].sort(stable=True, descending=True).indices]
+    assert_close(class_offset_nms(boxes, scores, groups, 0.5), expected)
+
+
+def test_moving_by_the_group_changes_no_decision() -> None:
+    # Two boxes of IoU 1/2 exactly: [0,0,1,2] in [0,0,1,1] x2. Not above the threshold 0.5, whatever the group.
+    boxes = torch.tensor([[0.1, 0.1, 0.2, 0.3], [0.1, 0.1, 0.2, 0.2], [0.0, 0.0, 4000.0, 4000.0]])
+    scores = torch.tensor([0.9, 0.8, 0.1])
+    alone = nms(boxes[:2].double(), scores[:2].double(), 0.5).tolist()
+    for group in (0, 1, 1000):
+        kept = class_offset_nms(boxes, scores, torch.tensor([group, group, 0]), 0.5).tolist()
+        assert [index for index in kept if index < 2] == alone
+
+
+def test_negative_coordinates_stay_in_their_group() -> None:
+    # Same box in two groups, far from the origin on either side: both survive.
+    boxes = torch.tensor([[-500.0, -500.0, -400.0, -400.0], [-500.0, -500.0, -400.0, -400.0], [90.0, 90.0, 91.0, 91.0]])
+    kept = class_offset_nms(boxes, torch.tensor([0.5, 0.6, 0.7]), torch.tensor([0, 1, 2]), 0.1)
+    assert kept.tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("function", ["nms", "class_offset_nms"])
+def test_no_box_and_one_box(function: str) -> None:
+    for count in (0, 1):
+        boxes, scores, groups = torch.ones(count, 4), torch.ones(count), torch.ones(count, dtype=torch.int64)
+        kept = nms(boxes, scores, 0.5) if function == "nms" else class_offset_nms(boxes, scores, groups, 0.5)
+        assert kept.dtype == torch.int64
+        assert kept.tolist() == list(range(count))
+
+
+def test_half_precision_keeps_what_float32_keeps() -> None:
+    boxes, scores, groups = cluttered_boxes(300)
+    boxes, scores = boxes.bfloat16(), scores.bfloat16()
+    assert_close(nms(boxes, scores, 0.5), nms(boxes.float(), scores.float(), 0.5))
+    assert_close(class_offset_nms(boxes, scores, groups, 0.5), class_offset_nms(boxes.float(), scores, groups, 0.5))
+
+
+def test_double_scores_are_not_rounded_to_the_boxes() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
+    scores = torch.tensor([0.5, 0.5 + 1e-12], dtype=torch.float64)
+    assert nms(boxes, scores, 0.5).tolist() == [1]
+
+
+class BothKinds(nn.Module):
+    def forward(self, boxes: Tensor, scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        return nms(boxes, scores, 0.5), class_offset_nms(boxes, scores, groups, 0.5)
+
+
+# torchvision's description of its operator for export
+@pytest.mark.filterwarnings("ignore:`create_unbacked_symint` is deprecated:FutureWarning")
+def test_both_can_be_exported() -> None:
+    arguments = cluttered_boxes(200)
+    program = torch.export.export(BothKinds(), arguments)
+    other = cluttered_boxes(200, seed=1)
+    for exported, eager in zip(program.module()(*other), BothKinds()(*other), strict=True):
+        assert_close(exported, eager)
