@@ -2,9 +2,12 @@
 
 The resize rules are properties of the system a checkpoint comes from:
 
-    torchvision             floor,         bilinear on floating point
-    simple-faster-rcnn      round,         bilinear on floating point
-    detectron2              round_half_up, bilinear on uint8 with antialiasing
+    torchvision             floor, bilinear_float
+    simple-faster-rcnn      round, bilinear_float_mirror (skimage, order 1, mode "reflect")
+    detectron2              round_half_up, bilinear_uint8_antialias (Pillow, within one grey level)
+
+The bilinear kernels differ in what lies beyond the last pixel (the same pixel again, or the one before it) and in
+whether a smaller picture is an average of all pixels (antialias) or of the nearest four.
 
 A picture is [3, H, W], 0 to 255; its boxes are x1 y1 x2 y2 in its pixels.
 """
@@ -25,7 +28,7 @@ from rcnn.records import Size, Target
 
 # "round" is half to even, as skimage does; "round_half_up" is int(x + 0.5), as detectron2 and MMDetection do.
 Rounding = Literal["floor", "round", "round_half_up"]
-Kernel = Literal["bilinear_float", "bilinear_uint8_antialias"]
+Kernel = Literal["bilinear_float", "bilinear_float_mirror", "bilinear_uint8_antialias"]
 
 
 def resized_size(size: Size, *, short_side: int, max_long_side: int, rounding: Rounding) -> Size:
@@ -50,15 +53,32 @@ def _to_integer(length: float, rounding: Rounding) -> int:
 
 
 def resize_pixels(image: Tensor, size: Size, kernel: Kernel) -> Tensor:
-    """The picture [3, H, W] at `size`. `bilinear_float` gives floating point (float64 stays), the other one uint8."""
+    """The picture [3, H, W] at `size`, in floating point (float64 stays float64) or in uint8, as the kernel says."""
+    if kernel != "bilinear_uint8_antialias":
+        # Planes first: a decoded picture has its channels last, where this kernel takes more than twice as long.
+        dtype = image.dtype if image.is_floating_point() else torch.float32
+        image = image.to(dtype, memory_format=torch.contiguous_format)
+    if kernel == "bilinear_float_mirror":
+        return _interpolate_axis(_interpolate_axis(image, 1, size.height), 2, size.width)
     if kernel == "bilinear_float":
-        image = image if image.is_floating_point() else image.float()
         return F.interpolate(image[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
     if image.dtype != torch.uint8:
         image = image.round().clamp(0, 255).to(torch.uint8)
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     return F.interpolate(image[None], size=tuple(size), mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def _interpolate_axis(image: Tensor, axis: int, length: int) -> Tensor:
+    """Linear interpolation along one axis at pixel centres, mirrored about the centre of the first and last pixel."""
+    last = image.shape[axis] - 1
+    places = (torch.arange(length, dtype=torch.float64) + 0.5) * (image.shape[axis] / length) - 0.5
+    places = places.abs()
+    places = torch.where(places > last, 2 * last - places, places).clamp(min=0)
+    low = places.floor().long()
+    weight = (places - low).to(image.dtype).view([-1 if axis == other else 1 for other in range(3)])
+    low_pixels = image.index_select(axis, low)
+    return torch.lerp(low_pixels, image.index_select(axis, (low + 1).clamp(max=last)), weight)
 
 
 def scale_boxes(boxes_xyxy: Float[Tensor, "boxes 4"], old: Size, new: Size) -> Float[Tensor, "boxes 4"]:
