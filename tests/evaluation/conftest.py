@@ -57,9 +57,11 @@ def found_table(rows: Sequence[FoundRow]) -> DetectionTable:
     )
 
 
-def coco_tables(folder: Path, *, first_images: int | None = None) -> tuple[AnnotationTable, DetectionTable]:
-    """`gt.json` and `dt.json` of a folder, read without rcnn's own reader."""
-    truth, found = (json.loads((folder / name).read_text()) for name in ("gt.json", "dt.json"))
+def coco_tables(
+    folder: Path, *, first_images: int | None = None, found_name: str = "dt.json"
+) -> tuple[AnnotationTable, DetectionTable]:
+    """`gt.json` and the detections of a folder, read without rcnn's own reader."""
+    truth, found = (json.loads((folder / name).read_text()) for name in ("gt.json", found_name))
     labels = {category["id"]: label for label, category in enumerate(truth["categories"])}
     image_ids = [image["id"] for image in truth["images"]][:first_images]
     kept = [row for row in truth["annotations"] if row["image_id"] in image_ids]

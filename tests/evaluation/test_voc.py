@@ -66,6 +66,19 @@ def test_recorded_with_difficult_boxes_counted(case, recorded) -> None:
     np.testing.assert_array_equal([one.ap for one in result.per_class], expected)
 
 
+def test_recorded_by_mmdetection(shared, case, recorded) -> None:
+    """The same boxes by MMDetection's float32 IoU; without its "legacy coordinate" it takes them as continuous."""
+    mmdet = np.load(shared / "oracles" / "mmdetection" / "proposal_metrics" / "arrays.npz")
+    truth, found, corners = case
+    rules = [("voc07_11point", Interpolation.ELEVEN_POINTS), ("voc12_area_legacy_coordinate", Interpolation.AREA)]
+    for name, interpolation in rules:
+        result = voc_metrics(truth, found, interpolation=interpolation, corners=corners)
+        np.testing.assert_allclose([one.ap for one in result.per_class], mmdet[f"voc/{name}/ap"], rtol=1e-6)
+    if corners is Corners.INCLUSIVE_PIXELS:
+        result = voc_metrics(truth, found, interpolation=Interpolation.AREA, corners=Corners.CONTINUOUS)
+        np.testing.assert_allclose([one.ap for one in result.per_class], mmdet["voc/voc12_area/ap"], rtol=1e-6)
+
+
 BOXES = [(x, 0, x + 10, 10) for x in (0, 20, 40, 60)]
 
 
