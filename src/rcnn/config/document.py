@@ -138,8 +138,12 @@ def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
     where = f"{name}:{mark.line + 1}"
     if isinstance(error, yaml.constructor.ConstructorError):
         return Problem(where=where, given=message or str(error))
-    context = f" ({error.context})" if isinstance(error, yaml.MarkedYAMLError) and error.context else ""
+    context = f" ({error.context}{_begun(error)})" if isinstance(error, yaml.MarkedYAMLError) and error.context else ""
     return Problem(where=where, given=f"this is not YAML: {message}{context}, at column {mark.column + 1}")
+
+
+def _begun(error: yaml.MarkedYAMLError) -> str:
+    return f" that begins on line {error.context_mark.line + 1}" if error.context_mark else ""
 
 
 def opened(text: Text) -> Any:

@@ -258,4 +258,4 @@ class _Chain(Generic[S]):
 
 
 def _looks_like_file(source: str, folder: Path) -> bool:
-    return source.endswith((".yaml", ".yml")) or "/" in source or "\\" in source or (folder / source).is_file()
+    return source.endswith((".yaml", ".yml", ".py")) or "/" in source or "\\" in source or (folder / source).is_file()

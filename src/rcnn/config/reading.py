@@ -27,11 +27,12 @@ def read(leaf: Leaf, value: Any) -> Any:
 
     Raises `ValueError` where it does not fit.
     """
-    if not isinstance(value, Text):
-        return check(leaf.annotation, value)
+    typed = opened(value) if isinstance(value, Text) else value
     try:
-        return check(leaf.annotation, _meant(opened(value), leaf.annotation))
+        return check(leaf.annotation, _meant(typed, leaf.annotation))
     except ValueError:
+        if not isinstance(value, Text):
+            raise
         return check(leaf.annotation, str(value))  # a text that looks like something else, as in name=12
 
 
@@ -63,7 +64,7 @@ def given_text(value: Any) -> str:
     """A given value in one short line, with its kind."""
     if isinstance(value, Text):
         return f'"{_shortened(value)}"'
-    value = plain(value)
+    value = _by_itself(plain(value))
     try:
         text = _shortened(flow(value))
     except yaml.YAMLError:
@@ -71,6 +72,15 @@ def given_text(value: Any) -> str:
     kind = next((words for kind, words in _KINDS.items() if isinstance(value, kind)), "")
     quoted = f'"{text}"' if isinstance(value, str) and not text.startswith(('"', "'")) else text
     return f"{quoted} ({kind})" if kind else quoted
+
+
+def _by_itself(value: Any) -> Any:
+    """A value whose texts of the command line are read without knowing the field."""
+    if isinstance(value, list):
+        return [_by_itself(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _by_itself(item) for key, item in value.items()}
+    return opened(value) if isinstance(value, Text) else value
 
 
 def _shortened(text: str) -> str:
