@@ -63,7 +63,7 @@ def test_a_key_given_twice_is_an_error_with_both_lines() -> None:
 
 
 def test_a_syntax_error_has_its_line() -> None:
-    with pytest.raises(RecipeError, match="f:3: this is not YAML: .*flow sequence that begins on line 2"):
+    with pytest.raises(RecipeError, match=r"f:3: this is not YAML: .*flow sequence that begins on line 2"):
         load("a: 1\nb: [1, 2\nc: 3\n", "f")
 
 

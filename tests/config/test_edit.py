@@ -346,9 +346,11 @@ def test_the_last_writer_wins(toy, edits) -> None:
 
 
 PATHS = st.sampled_from(
-    ["detector", "detector.head", "detector.head.type", "detector.head.norm", "detector.plain", "train", "train.ema", "train.ema.decay", "train.transforms", "train.transforms.0", "train.transforms.0.type", "train.sides", "train.size", "train.start", "train.x", ".", "x"]
+    ["detector", "detector.head", "detector.head.type", "detector.head.norm", "detector.plain", "train", "train.ema"]
+    + ["train.ema.decay", "train.transforms", "train.transforms.0", "train.transforms.0.type", "train.sides"]
+    + ["train.size", "train.start", "train.x", ".", "x"]
 )
-PIECES = st.sampled_from(list("[]{}:,'\"#&*!|> ") + ["type", "fcos", "flip", "none", "1e-4", "3", "decay", ": ", "- "])
+PIECES = st.sampled_from([*"[]{}:,'\"#&*!|> ", "type", "fcos", "flip", "none", "1e-4", "3", "decay", ": ", "- "])
 TEXTS = st.lists(PIECES, max_size=8).map("".join)
 DATA = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),

@@ -101,6 +101,13 @@ def test_texts_stand_for_paths_and_enums(toy) -> None:
     assert check(slots["device"].annotation, "cuda") is toy.Device.CUDA
 
 
+def test_a_choice_of_numbers_is_strict_too() -> None:
+    for wrong in (1.0, True, "1"):
+        with pytest.raises(ValueError, match="1"):
+            check(Literal[1, 2], wrong)
+    assert check(Literal[1, 2], 2) == 2
+
+
 def test_plain_is_what_yaml_knows(toy) -> None:
     train = toy.Train(start=Path("a/b"), sides=(1, 2), transforms=(toy.Flip(),), device=toy.Device.CUDA)
     found = plain(train)
@@ -112,7 +119,7 @@ def test_plain_is_what_yaml_knows(toy) -> None:
 
 def test_a_field_that_no_recipe_can_hold_is_refused() -> None:
     class WithDict(Spec):
-        options: dict[str, int] = {}
+        options: dict[str, int]
 
     class WithMixture(Spec):
         part: int | WithDict = 3

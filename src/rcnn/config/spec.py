@@ -214,7 +214,10 @@ def check(annotation: Any, value: Any) -> Any:
     """The value as a field of that annotation holds it. Raises `ValueError` where it does not fit."""
     adapter = _adapter_of(annotation)
     try:
-        return adapter.validate_python(_tuples(value), strict=True)
+        found = adapter.validate_python(_tuples(value), strict=True)
+        if type(found) is int and type(value) is not int:  # pydantic takes 50.0 and true for Literal[50] and Literal[1]
+            raise ValueError(f"{value!r} is not a whole number")
+        return found
     except ValidationError:
         # JSON knows no tuples, paths or enums, so that pydantic's strict JSON rules take lists and texts for them.
         try:
