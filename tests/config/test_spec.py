@@ -103,7 +103,7 @@ def test_texts_stand_for_paths_and_enums(toy) -> None:
 
 def test_a_choice_of_numbers_is_strict_too() -> None:
     for wrong in (1.0, True, "1"):
-        with pytest.raises(ValueError, match="1"):
+        with pytest.raises(ValueError, match=r"not a whole number|Input should be"):
             check(Literal[1, 2], wrong)
     assert check(Literal[1, 2], 2) == 2
 
