@@ -1,8 +1,9 @@
 """Picture files as RGB tensors: one reader for every format, so that all parts see the same pixels.
 
-Pillow decodes: its JPEG pixels are libjpeg-turbo's, those that torchvision, detectron2 and simple-faster-rcnn-pytorch
-see. An EXIF orientation is applied, as detectron2 and ultralytics do: a picture is what a person sees in a viewer.
-Nothing is repaired: a file that is cut short is an error.
+Pillow decodes (torchvision's decoders are no faster, and deprecated since 0.29): its JPEG pixels are libjpeg-turbo's,
+those that torchvision, detectron2 and simple-faster-rcnn-pytorch see. An EXIF orientation is applied, as detectron2
+and ultralytics do: a picture is what a person sees in a viewer. Nothing is repaired: a file that is cut short is an
+error.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def _pictures(split: YoloSplit, problems: list[Problem]) -> list[Path]:
             pictures |= dict.fromkeys(_pictures_in(found))
         else:
             pictures |= dict.fromkeys(_listed(found))
-    return list(pictures)
+    return [Path(os.path.abspath(picture)) for picture in pictures]
 
 
 def _bases(split: YoloSplit) -> list[Path]:
