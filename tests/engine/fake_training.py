@@ -38,8 +38,9 @@ SIDE = 8
 class FakeDetector(AbstractDetector):
     """A linear map from the mean colour to one box (fractions of the picture) and one score per class."""
 
-    def __init__(self, *, dropout: float = 0.0) -> None:
+    def __init__(self, *, dropout: float = 0.0, nan_on_image: int | None = None) -> None:
         super().__init__()
+        self.nan_on_image = nan_on_image
         self.dropout = nn.Dropout(dropout)
         self.box = nn.Linear(3, 4)
         self.score = nn.Linear(3, 2)
@@ -57,6 +58,8 @@ class FakeDetector(AbstractDetector):
                 wanted[index, label] = 1
                 box_loss = box_loss + F.smooth_l1_loss(boxes[index].float(), box / SIDE)
         score_loss = F.binary_cross_entropy_with_logits(logits.float(), wanted.float())
+        if self.nan_on_image in images.image_ids:
+            box_loss = box_loss * float("nan")
         return {"box": box_loss / len(images), "score": score_loss}
 
     def predict(self, images: ImageBatch) -> list[Detections]:
@@ -80,15 +83,19 @@ class FakeLoader:
         rank: int = 0,
         world_size: int = 1,
         shuffle: bool = True,
-        before_batch: dict[int, int] | None = None,
+        before_batch: dict[int, Sequence[int]] | None = None,
+        length: int | None = None,
     ) -> None:
         self.num_images, self.batch_size, self.shuffle = num_images, batch_size, shuffle
         self.rank, self.world_size = rank, world_size
         self.before_batch = before_batch or {}
+        self.length = length
         self.epoch = self.skip_batches = self.given = 0
         self.pixels = torch.randint(256, (num_images, 3, 1, 1), generator=torch.Generator().manual_seed(0))
 
     def __len__(self) -> int:
+        if self.length is not None:
+            return self.length
         return -(-len(range(self.rank, self.num_images, self.world_size)) // self.batch_size)
 
     def set_epoch(self, epoch: int, *, skip_batches: int = 0) -> None:
@@ -101,7 +108,7 @@ class FakeLoader:
             order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(self.epoch))
         own = order[self.rank :: self.world_size].tolist()
         for start in range(self.skip_batches * self.batch_size, len(own), self.batch_size):
-            if number := self.before_batch.get(self.given):
+            for number in self.before_batch.get(self.given, ()):
                 os.kill(os.getpid(), number)
             self.given += 1
             yield self.batch(own[start : start + self.batch_size])
@@ -127,9 +134,11 @@ def run_training(
     *,
     resume: bool = False,
     dropout: float = 0.5,
-    signals: dict[int, int] | None = None,
+    signals: dict[int, Sequence[int]] | None = None,
     signals_in_evaluation: Sequence[int] = (),
     num_images: int = 12,
+    num_evaluated: int = 12,
+    nan_on_image: int | None = None,
     batch_size: int = 2,
     console: Console | None = None,
     precision: str = "float32",
@@ -139,7 +148,7 @@ def run_training(
     accelerator = build_accelerator(precision=precision, device="cpu")  # pyright: ignore[reportArgumentType]
     share = {"rank": accelerator.process_index, "world_size": accelerator.num_processes, "batch_size": batch_size}
     torch.manual_seed(0)
-    detector = FakeDetector(dropout=dropout)
+    detector = FakeDetector(dropout=dropout, nan_on_image=nan_on_image)
     if accelerator.is_main_process:
         run = RunFolder.open(folder) if resume else RunFolder.create(folder, recipe=META.recipe)
     run = RunFolder(folder)
@@ -149,7 +158,7 @@ def run_training(
     def evaluate() -> dict[str, float]:
         for number in signals_in_evaluation:
             os.kill(os.getpid(), number)
-        loader = FakeLoader(num_images, shuffle=False, **share)
+        loader = FakeLoader(num_evaluated, shuffle=False, **share)
         tables.append(predict_all(detector, loader, accelerator=accelerator))
         return {"AP": float(tables[-1].scores.mean())}
 
@@ -174,23 +183,23 @@ def run_training(
 
 
 def main() -> int:
+    """Runs one after the other: a JSON list of [folder, choices]; gives the exit code of the last."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--choices", type=json.loads, default={})
-    parser.add_argument("--signal-on-rank", type=int, default=None)
-    choices = parser.parse_args().choices
-    folder, rank = parser.parse_args().folder, parser.parse_args().signal_on_rank
-    if rank is not None and int(os.environ.get("RANK", "0")) == rank:
-        choices["signals"] = {4: int(signal.SIGTERM)}
-    try:
-        run_training(folder, **choices)
-    except RcnnError as error:
-        sys.stderr.write(f"{error}\n")
-        return error.exit_code
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-    return 0
+    parser.add_argument("runs", type=json.loads)
+    exit_code = 0
+    for folder, choices in parser.parse_args().runs:
+        rank = choices.pop("signal_on_rank", None)
+        if rank == int(os.environ.get("RANK", "0")):
+            choices["signals"] = {4: [signal.SIGTERM]}
+        try:
+            run_training(Path(folder), **choices)
+            exit_code = 0
+        except RcnnError as error:
+            sys.stderr.write(f"{error}\n")
+            exit_code = error.exit_code
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -119,6 +119,12 @@ def train(
             loop.close()
 
 
+def _worth(metrics: Mapping[str, float], name: str) -> float:
+    """A metric to compare by; one that is not a number (no ground truth) is worth less than any that is."""
+    value = metrics.get(name, math.nan)
+    return -math.inf if math.isnan(value) else value
+
+
 @dataclass(kw_only=True)
 class _Position:
     """`epoch` whole epochs and `steps_in_epoch` steps of the next are done, `step` steps in all."""
@@ -338,7 +344,7 @@ class _Loop:
             remedy = nearest(name, list(metrics))
             raise RunError(Problem(where="best_metric", given=name, allowed=", ".join(metrics), remedy=remedy))
         best = self._best()
-        if best is None or not metrics[name] <= best.metrics.get(name, -math.inf):
+        if best is None or _worth(metrics, name) > _worth(best.metrics, name):
             save_weights(self._run.best, self._detector.state_dict(), self._meta_now(metrics))
         if self._journal:
             if self._on_preview:

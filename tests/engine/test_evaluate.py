@@ -1,0 +1,107 @@
+"""Detections of a whole data set: frames, order, once each, and a detector that is left as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from fake_training import FakeDetector, FakeLoader
+
+from rcnn.engine.accelerator import build_accelerator
+from rcnn.engine.evaluate import evaluation_mode, merge, predict_all, to_original
+from rcnn.errors import DataError
+from rcnn.evaluation.table import DetectionTable
+from rcnn.records import Detections, ImageBatch, Size
+
+
+def test_to_original_scales_each_axis_and_clips() -> None:
+    found = Detections(
+        boxes_xyxy=torch.tensor([[10.0, 20.0, 30.0, 40.0], [-5.0, -1.0, 200.0, 90.0]]),
+        scores=torch.tensor([0.9, 0.8]),
+        labels=torch.tensor([1, 0]),
+    )
+    moved = to_original(found, size=Size(height=50, width=100), original_size=Size(height=200, width=150))
+    # x times 1.5, y times 4; the second box is cut at 0, 150 and 200
+    torch.testing.assert_close(
+        moved.boxes_xyxy, torch.tensor([[15.0, 80.0, 45.0, 160.0], [0.0, 0.0, 150.0, 200.0]]), rtol=0, atol=0
+    )
+    torch.testing.assert_close(moved.scores, found.scores)
+    torch.testing.assert_close(moved.labels, found.labels)
+
+
+def test_to_original_of_nothing() -> None:
+    nothing = Detections(
+        boxes_xyxy=torch.zeros(0, 4, dtype=torch.float64),
+        scores=torch.zeros(0),
+        labels=torch.zeros(0, dtype=torch.int64),
+    )
+    moved = to_original(nothing, size=Size(1, 1), original_size=Size(2, 2))
+    assert moved.boxes_xyxy.shape == (0, 4)
+    assert moved.boxes_xyxy.dtype == torch.float64
+
+
+def test_predict_all_equals_the_detector_by_hand() -> None:
+    torch.manual_seed(1)
+    detector = FakeDetector(dropout=0.5).train()
+    table = predict_all(
+        detector, FakeLoader(5, batch_size=2, shuffle=False), accelerator=build_accelerator(device="cpu")
+    )
+    assert table.image_ids.tolist() == [100, 100, 101, 101, 102, 102, 103, 103, 104, 104]
+    # Picture 3 is 7 wide and 8 high in the batch, 21 wide and 16 high originally: boxes are fractions of that.
+    colour = FakeLoader(5).pixels[3].flatten() / 255
+    limits = torch.tensor([21.0, 16.0, 21.0, 16.0])
+    fractions = (detector.box.weight @ colour + detector.box.bias).detach()
+    expected = (fractions * limits).clamp(min=0).minimum(limits)
+    np.testing.assert_allclose(table.boxes_xyxy[6], expected.double(), rtol=1e-5)
+    assert table.scores[6] > table.scores[7]
+    assert detector.training
+    assert detector.dropout.training
+
+
+def test_order_of_the_loader_and_size_of_batches_do_not_matter() -> None:
+    detector = FakeDetector()
+    accelerator = build_accelerator(device="cpu")
+    one = predict_all(detector, FakeLoader(7, batch_size=1, shuffle=False), accelerator=accelerator)
+    other = predict_all(detector, FakeLoader(7, batch_size=3), accelerator=accelerator)
+    np.testing.assert_array_equal(one.image_ids, other.image_ids)
+    np.testing.assert_allclose(one.boxes_xyxy, other.boxes_xyxy, rtol=1e-6)
+    np.testing.assert_allclose(one.scores, other.scores, rtol=1e-6)
+
+
+def test_progress_and_no_pictures() -> None:
+    counts: list[int] = []
+    accelerator = build_accelerator(device="cpu")
+    predict_all(FakeDetector(), FakeLoader(5, batch_size=2), accelerator=accelerator, on_batch=counts.append)
+    assert counts == [2, 2, 1]
+    assert len(predict_all(FakeDetector(), FakeLoader(0), accelerator=accelerator)) == 0
+
+
+def test_pictures_without_ids_are_refused() -> None:
+    images, targets = FakeLoader(2).batch([0, 1])
+    nameless = ImageBatch(pixels=images.pixels, sizes=images.sizes, original_sizes=images.original_sizes)
+    with pytest.raises(DataError, match="0 image ids for 2 pictures"):
+        predict_all(FakeDetector(), [(nameless, targets)], accelerator=build_accelerator(device="cpu"))
+
+
+def test_evaluation_mode_restores_every_part_even_after_an_error() -> None:
+    detector = FakeDetector()
+    detector.dropout.eval()
+    with pytest.raises(KeyError), evaluation_mode(detector):
+        assert not any(part.training for part in detector.modules())
+        raise KeyError
+    assert detector.training
+    assert not detector.dropout.training
+
+
+def table(*rows: tuple[int, float]) -> DetectionTable:
+    ids, scores = np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows])
+    return DetectionTable(
+        image_ids=ids, boxes_xyxy=np.repeat(scores[:, None], 4, 1), scores=scores, labels=np.zeros(len(rows), np.int64)
+    )
+
+
+def test_merge_takes_a_picture_from_the_first_that_has_it() -> None:
+    merged = merge([table((3, 0.9), (3, 0.5), (1, 0.4)), table((2, 0.8), (3, 0.9), (3, 0.5))])
+    assert merged.image_ids.tolist() == [1, 2, 3, 3]
+    assert merged.scores.tolist() == [0.4, 0.8, 0.9, 0.5]
+    assert merged.boxes_xyxy[:, 0].tolist() == [0.4, 0.8, 0.9, 0.5]
