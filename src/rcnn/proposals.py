@@ -46,7 +46,11 @@ class ProposalFilter:
         scale = image_scale if self.side_frame == "original" else 1.0
         large = has_min_side(candidates.boxes_xyxy, self.min_side_px * scale)
         boxes, scores, level = candidates.boxes_xyxy[large], candidates.scores[large], candidates.level[large]
-        keep = nms(boxes, scores, self.nms_iou) if self.scope == "joint" else self._per_level(boxes, scores, level, num_levels)
+        keep = (
+            nms(boxes, scores, self.nms_iou)
+            if self.scope == "joint"
+            else self._per_level(boxes, scores, level, num_levels)
+        )
         keep = keep[: self.post_nms]
         return Proposals(boxes_xyxy=boxes[keep], scores=scores[keep])
 
@@ -66,9 +70,7 @@ class ProposalStage(nn.Module):
     The head has one class; labels are mapped to it, boxes are detached from the graph, loss terms get the prefix `rpn_`.
     """
 
-    def __init__(
-        self, *, head: AbstractDenseHead, train_filter: ProposalFilter, test_filter: ProposalFilter
-    ) -> None:
+    def __init__(self, *, head: AbstractDenseHead, train_filter: ProposalFilter, test_filter: ProposalFilter) -> None:
         super().__init__()
         if head.num_classes != 1:
             raise SetupError(
@@ -94,17 +96,16 @@ class ProposalStage(nn.Module):
             for target in targets
         ]
         losses = {f"rpn_{name}": value for name, value in self.head.loss(prediction, agnostic).items()}
-        return losses, self._propose(prediction, self.train_filter)
+        return losses, self.select(prediction, self.train_filter)
 
     def propose(self, levels: Levels) -> list[Proposals]:
         """Proposals per picture, best first, in network-input pixels."""
-        return self._propose(self.head(levels), self.test_filter)
+        return self.select(self.head(levels), self.test_filter)
 
     @torch.no_grad()
-    def _propose(self, prediction: DensePrediction, chosen: ProposalFilter) -> list[Proposals]:
-        candidates = self.head.decode(
-            prediction, per_level=chosen.pre_nms, score_threshold=chosen.score_threshold
-        )
+    def select(self, prediction: DensePrediction, chosen: ProposalFilter) -> list[Proposals]:
+        """Proposals per picture from the head's raw maps."""
+        candidates = self.head.decode(prediction, per_level=chosen.pre_nms, score_threshold=chosen.score_threshold)
         levels = prediction.levels
         return [
             chosen(found, num_levels=len(levels.shapes), image_scale=scale)

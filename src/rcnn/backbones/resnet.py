@@ -39,9 +39,7 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(
-        self, in_channels: int, channels: int, stride: int, style: StrideStyle, make_norm: MakeNorm
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, style: StrideStyle, make_norm: MakeNorm) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
         self.bn1 = make_norm(channels)
@@ -63,9 +61,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(
-        self, in_channels: int, channels: int, stride: int, style: StrideStyle, make_norm: MakeNorm
-    ) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, style: StrideStyle, make_norm: MakeNorm) -> None:
         super().__init__()
         first, middle = (stride, 1) if style == "caffe" else (1, stride)
         out_channels = channels * self.expansion

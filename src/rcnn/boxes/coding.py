@@ -26,9 +26,7 @@ class DeltaCoder:
     max_log_ratio: float | None = MAX_LOG_RATIO
     symmetric_clamp: bool = False
 
-    def encode(
-        self, boxes_xyxy: Float[Tensor, "a 4"], references_xyxy: Float[Tensor, "a 4"]
-    ) -> Float[Tensor, "a 4"]:
+    def encode(self, boxes_xyxy: Float[Tensor, "a 4"], references_xyxy: Float[Tensor, "a 4"]) -> Float[Tensor, "a 4"]:
         """The deltas that turn each reference into its box. Both must have area."""
         size = references_xyxy[:, 2:] - references_xyxy[:, :2]
         centre = references_xyxy[:, :2] + 0.5 * size

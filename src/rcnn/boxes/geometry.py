@@ -24,7 +24,9 @@ def clip(boxes_xyxy: Float[Tensor, "*lead 4"], size: Size) -> Float[Tensor, "*le
 def intersection(a_xyxy: Float[Tensor, "a 4"], b_xyxy: Float[Tensor, "b 4"]) -> Float[Tensor, "a b"]:
     """The shared area of each pair."""
     # One coordinate at a time: half the memory of the [A, B, 2] form, and the anchors of one picture are many.
-    width = torch.minimum(a_xyxy[:, None, 2], b_xyxy[None, :, 2]) - torch.maximum(a_xyxy[:, None, 0], b_xyxy[None, :, 0])
+    width = torch.minimum(a_xyxy[:, None, 2], b_xyxy[None, :, 2]) - torch.maximum(
+        a_xyxy[:, None, 0], b_xyxy[None, :, 0]
+    )
     height = torch.minimum(a_xyxy[:, None, 3], b_xyxy[None, :, 3]) - torch.maximum(
         a_xyxy[:, None, 1], b_xyxy[None, :, 1]
     )
@@ -41,7 +43,9 @@ def giou(a_xyxy: Float[Tensor, "a 4"], b_xyxy: Float[Tensor, "b 4"]) -> Float[Te
     """Generalised IoU of each pair (Rezatofighi et al., 2019): IoU less the empty share of the enclosing box."""
     shared = intersection(a_xyxy, b_xyxy)
     union = area(a_xyxy)[:, None] + area(b_xyxy)[None, :] - shared
-    width = torch.maximum(a_xyxy[:, None, 2], b_xyxy[None, :, 2]) - torch.minimum(a_xyxy[:, None, 0], b_xyxy[None, :, 0])
+    width = torch.maximum(a_xyxy[:, None, 2], b_xyxy[None, :, 2]) - torch.minimum(
+        a_xyxy[:, None, 0], b_xyxy[None, :, 0]
+    )
     height = torch.maximum(a_xyxy[:, None, 3], b_xyxy[None, :, 3]) - torch.minimum(
         a_xyxy[:, None, 1], b_xyxy[None, :, 1]
     )
@@ -64,6 +68,4 @@ def has_min_side(boxes_xyxy: Float[Tensor, "a 4"], min_side_px: float) -> Bool[T
 def is_inside(boxes_xyxy: Float[Tensor, "a 4"], size: Size, border_px: float) -> Bool[Tensor, " a"]:
     """Which boxes reach at most `border_px` over the edge of the picture."""
     x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
-    return (
-        (x1 >= -border_px) & (y1 >= -border_px) & (x2 <= size.width + border_px) & (y2 <= size.height + border_px)
-    )
+    return (x1 >= -border_px) & (y1 >= -border_px) & (x2 <= size.width + border_px) & (y2 <= size.height + border_px)

@@ -56,7 +56,5 @@ class AbstractDenseHead(nn.Module, ABC):
         """The terms, unprefixed, as scalars; defined for pictures without boxes."""
 
     @abstractmethod
-    def decode(
-        self, prediction: DensePrediction, *, per_level: int, score_threshold: float
-    ) -> list[Candidates]:
+    def decode(self, prediction: DensePrediction, *, per_level: int, score_threshold: float) -> list[Candidates]:
         """Per picture at most `per_level` candidates of each level, boxes clipped to the picture, in level order."""

@@ -28,9 +28,7 @@ smooth_l1_ninth: BoxLoss = partial(F.smooth_l1_loss, beta=1 / 9, reduction="sum"
 class RPNTower(nn.Module):
     """`num_convs` 3x3 convolutions with ReLU, then two 1x1 ones: class logits and box deltas of one map."""
 
-    def __init__(
-        self, *, in_channels: int, channels: int, num_convs: int, num_anchors: int, num_classes: int
-    ) -> None:
+    def __init__(self, *, in_channels: int, channels: int, num_convs: int, num_anchors: int, num_classes: int) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * num_convs
         self.convs = nn.ModuleList(
@@ -150,9 +148,7 @@ class RPNHead(AbstractDenseHead):
             wanted[torch.arange(len(labels), device=labels.device), labels] = 1
         return wanted
 
-    def decode(
-        self, prediction: DensePrediction, *, per_level: int, score_threshold: float
-    ) -> list[Candidates]:
+    def decode(self, prediction: DensePrediction, *, per_level: int, score_threshold: float) -> list[Candidates]:
         anchors = self.make_anchors(prediction)
         return [
             self._decode_image(prediction, anchors, image, per_level, score_threshold)

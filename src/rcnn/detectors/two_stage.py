@@ -54,9 +54,12 @@ class TwoStageDetector(AbstractDetector):
 
     def features(self, batch: ImageBatch) -> Levels:
         """The pyramid of a batch."""
-        maps: tuple[Tensor, ...] = self.neck(self.backbone(self.normalizer(batch)))
+        return self.levels(self.neck(self.backbone(self.normalizer(batch))), batch)
+
+    def levels(self, maps: Sequence[Tensor], batch: ImageBatch) -> Levels:
+        """The neck's maps of a batch with their geometry."""
         return Levels(
-            maps=maps,
+            maps=tuple(maps),
             shapes=tuple(
                 LevelShape(height=x.shape[-2], width=x.shape[-1], stride_px=stride)
                 for x, stride in zip(maps, self.strides_px, strict=True)

@@ -77,6 +77,4 @@ class IoUMatcher:
         if len(target.ignore_xyxy) == 0:
             return matches
         ignored = (overlap_share(boxes_xyxy, target.ignore_xyxy) >= self.ignore_share).any(dim=1)
-        return Matches(
-            gt_index=matches.gt_index, positive=matches.positive, negative=matches.negative & ~ignored
-        )
+        return Matches(gt_index=matches.gt_index, positive=matches.positive, negative=matches.negative & ~ignored)

@@ -19,7 +19,13 @@ class TwoFCHead(nn.Module):
     """Two fully connected layers with ReLU, fc6 and fc7 (Fast R-CNN; on FPN with 1024 features, on VGG16 with 4096)."""
 
     def __init__(
-        self, *, in_channels: int, pooled_size: int, features: int = 1024, dropout: float = 0.0, init_std: float | None = None
+        self,
+        *,
+        in_channels: int,
+        pooled_size: int,
+        features: int = 1024,
+        dropout: float = 0.0,
+        init_std: float | None = None,
     ) -> None:
         super().__init__()
         self.out_features = features

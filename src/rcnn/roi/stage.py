@@ -106,10 +106,15 @@ class RoIStage(nn.Module):
     def predict(self, levels: Levels, proposals: Sequence[Proposals]) -> list[Detections]:
         """Detections per picture in network-input pixels, best first."""
         boxes = [found.boxes_xyxy for found in proposals]
-        logits, deltas = self(levels, boxes)
+        return self.detect(*self(levels, boxes), boxes, levels.image_sizes)
+
+    def detect(
+        self, logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], image_sizes: Sequence[Size]
+    ) -> list[Detections]:
+        """Detections per picture from the predictor's output for `boxes`."""
         counts = [len(of_image) for of_image in boxes]
         scores = F.softmax(logits.to(boxes[0].dtype), dim=1)[:, : self.num_classes]
-        parts = zip(deltas.to(boxes[0].dtype).split(counts), boxes, scores.split(counts), levels.image_sizes, strict=True)
+        parts = zip(deltas.to(boxes[0].dtype).split(counts), boxes, scores.split(counts), image_sizes, strict=True)
         return [self._detect(*part) for part in parts]
 
     def _detect(self, deltas: Tensor, references_xyxy: Tensor, scores: Tensor, size: Size) -> Detections:

