@@ -67,11 +67,11 @@ def nth_call(
     """`action` that fails at its `number`-th call: before it is done, or after."""
     calls = iter(range(1, 100))
 
-    def wrapped(*args: object) -> object:
+    def wrapped(*args: object, **options: object) -> object:
         if next(calls) != number:
-            return action(*args)
+            return action(*args, **options)
         if after:
-            action(*args)
+            action(*args, **options)
         raise failure
 
     return wrapped
@@ -109,10 +109,12 @@ def test_a_staged_state_that_was_cut_is_left_alone(last: Path) -> None:
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_full_disk_leaves_the_previous_pair(last: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, pytest.raises(RunError) as caught:
         patch.setattr(atomic_file.os, "fsync", nth_call(number, os.fsync, full, after=False))
-        with pytest.raises(RunError, match="the disk is full"):
-            save(last, 2)
+        save(last, 2)
+    room = (last.stat().st_size + state_path(last).stat().st_size) / 1000
+    assert f"the disk is full: {room:.1f} kB are needed" in str(caught.value)
+    assert f"the previous file is intact: {last}" in str(caught.value)
     assert sorted(os.listdir(last.parent)) == ["last.safetensors", "last.state.pt"]
     assert step_of(last) == 1
 

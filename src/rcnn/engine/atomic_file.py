@@ -18,10 +18,11 @@ def staged_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.new")
 
 
-def stage(path: Path, content: bytes) -> Path:
+def stage(path: Path, content: bytes, *, total_bytes: int = 0, keeps: Path | None = None) -> Path:
     """Writes `content` beside `path` and flushes it to the disk; `path` itself stays as it is.
 
-    Raises RunError (a full disk says how much room is needed and that the previous file is intact).
+    Raises RunError; where the disk is full it says how much room is needed (`total_bytes` where this is one file of
+    several) and which file (`keeps`, or `path`) is intact.
     """
     staged = staged_path(path)
     try:
@@ -32,7 +33,7 @@ def stage(path: Path, content: bytes) -> Path:
     except OSError as error:
         with contextlib.suppress(OSError):
             staged.unlink()
-        raise RunError(_write_problem(path, len(content), error)) from error
+        raise RunError(_write_problem(keeps or path, total_bytes or len(content), error)) from error
     return staged
 
 
@@ -61,17 +62,17 @@ def _write_problem(path: Path, num_bytes: int, error: OSError) -> Problem:
         return Problem(where=str(path), given=f"cannot be written: {error.strerror}", remedy=kept)
     return Problem(
         where=str(path),
-        given=f"the disk is full: {_megabytes(num_bytes)} are needed, {_room(path.parent)} free",
+        given=f"the disk is full: {_amount(num_bytes)} are needed, {_room(path.parent)} free",
         remedy=f"make room and go on with --resume; {kept}",
     )
 
 
 def _room(folder: Path) -> str:
     try:
-        return f"{_megabytes(shutil.disk_usage(folder).free)} are"
+        return f"{_amount(shutil.disk_usage(folder).free)} are"
     except OSError:
         return "too little is"
 
 
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:.1f} MB"
+def _amount(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.1f} kB"

@@ -52,6 +52,8 @@ class AbstractProgress(Protocol):
 
     def stepped(self, report: StepReport) -> None: ...
 
+    def predicted(self, images: int, total_images: int) -> None: ...
+
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def noted(self, text: str) -> None: ...
@@ -65,6 +67,9 @@ class SilentProgress:
     def stepped(self, report: StepReport) -> None:
         pass
 
+    def predicted(self, images: int, total_images: int) -> None:
+        pass
+
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         pass
 
@@ -73,6 +78,19 @@ class SilentProgress:
 
     def finished(self) -> None:
         pass
+
+
+class PredictionCounter:
+    """An `on_batch` for `predict_all` that tells a progress how far it is; `total_images` is this process's share."""
+
+    def __init__(self, progress: AbstractProgress, *, total_images: int) -> None:
+        self._progress = progress
+        self._total_images = total_images
+        self._images = 0
+
+    def __call__(self, images: int) -> None:
+        self._images += images
+        self._progress.predicted(self._images, self._total_images)
 
 
 class Smoothed:
@@ -128,16 +146,22 @@ class LineProgress:
 
     def stepped(self, report: StepReport) -> None:
         self._smoothed.add(report)
-        now = time.monotonic()
-        if now - self._shown_at >= self._every_seconds or report.step == report.total_steps:
-            self._shown_at = now
-            self.noted(f"{place(report)}  {self._smoothed.describe(report)}")
+        self._show(f"{place(report)}  {self._smoothed.describe(report)}", always=report.step == report.total_steps)
+
+    def predicted(self, images: int, total_images: int) -> None:
+        self._show(f"evaluating {images}/{total_images}")
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         self.noted(metrics_line(step, metrics))
 
     def noted(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _show(self, text: str, *, always: bool = False) -> None:
+        now = time.monotonic()
+        if always or now - self._shown_at >= self._every_seconds:
+            self._shown_at = now
+            self.noted(text)
 
     def finished(self) -> None:
         pass
@@ -152,10 +176,13 @@ class BarProgress:
 
     def stepped(self, report: StepReport) -> None:
         self._smoothed.add(report)
-        if not self._live.is_started:
-            self._live.start()
         bar = ProgressBar(total=report.total_steps, completed=report.step)
-        self._live.update(Group(Text(place(report)), bar, Text(self._smoothed.describe(report))))
+        self._show(Group(Text(place(report)), bar, Text(self._smoothed.describe(report))))
+
+    def predicted(self, images: int, total_images: int) -> None:
+        self._show(
+            Group(Text(f"evaluating {images}/{total_images}"), ProgressBar(total=total_images, completed=images))
+        )
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         self.noted(metrics_line(step, metrics))
@@ -165,6 +192,11 @@ class BarProgress:
 
     def finished(self) -> None:
         self._live.stop()
+
+    def _show(self, lines: Group) -> None:
+        if not self._live.is_started:
+            self._live.start()
+        self._live.update(lines)
 
 
 def place(report: StepReport) -> str:

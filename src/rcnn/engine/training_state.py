@@ -65,9 +65,11 @@ def save_pair(weights: Path, state_dict: StateDict, meta: CheckpointMeta, state:
     the two renames leaves the new weights in place and the new state staged: `read_pair` recognises that by the step.
     """
     states = state_path(weights)
-    stage(weights, weights_to_bytes(state_dict, meta))
+    contents = {weights: weights_to_bytes(state_dict, meta), states: state.to_bytes()}
+    total_bytes = sum(map(len, contents.values()))
     try:
-        stage(states, state.to_bytes())
+        for path, content in contents.items():
+            stage(path, content, total_bytes=total_bytes, keeps=weights)
     except RcnnError:
         staged_path(weights).unlink(missing_ok=True)
         raise
