@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -108,6 +109,12 @@ class _Collate:
         return collate([sample for sample in samples if isinstance(sample, Sample)], divisor=self.divisor)
 
 
+def _leave_process_group(worker: int) -> None:
+    """Ctrl-C and `kill` of the whole group are meant for the trainer, which needs them to end its step."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+
+
 class BatchLoader:
     """Batches with their truth, `(ImageBatch, list[Target])`, made by worker processes (or this one, with none).
 
@@ -132,6 +139,7 @@ class BatchLoader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
+            worker_init_fn=_leave_process_group,
             # A forked worker shares the table's pages with this process.
             multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         )
