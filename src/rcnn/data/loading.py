@@ -21,8 +21,8 @@ from rcnn.data.sampling import (
     aspect_ratio_groups,
 )
 from rcnn.data.table import AnnotationTable
-from rcnn.errors import DataError, ImageError, Problem, RcnnError
-from rcnn.records import ImageBatch, Size, Target
+from rcnn.errors import DataError, ImageError, RcnnError
+from rcnn.records import ImageBatch, Target
 from rcnn.transforms.batching import Sample, collate
 from rcnn.transforms.geometry import image_size
 
@@ -52,7 +52,7 @@ class DetectionDataset(Dataset[Sample]):
         index, seed = key if isinstance(key, SampleKey) else (key, int(torch.randint(2**62, ())))
         image = read_image(self.table.path(index))
         size = image_size(image)
-        check_size(self.table, index, size)
+        self.table.check_size(index, size)
         image, target = self.transform(image, self.target(index), torch.Generator().manual_seed(seed))
         return Sample(image=image, target=target, original_size=size, image_id=int(self.table.image_ids[index]))
 
@@ -66,19 +66,6 @@ class DetectionDataset(Dataset[Sample]):
         ignored = torch.from_numpy(self.table.ignored[rows])
         labels = torch.from_numpy(self.table.labels[rows])
         return Target(boxes_xyxy=boxes[~ignored], labels=labels[~ignored], ignore_xyxy=boxes[ignored])
-
-
-def check_size(table: AnnotationTable, index: int, size: Size) -> None:
-    """Raise `DataError` where a picture has another size than its annotations say: their boxes would be elsewhere."""
-    stated = table.size(index)
-    if size == stated:
-        return
-    given = f"the picture has {size.width} x {size.height} pixels, its annotations say {stated.width} x {stated.height}"
-    remedy = "annotate the picture anew, or correct the stated size"
-    if size == (stated.width, stated.height):
-        given += " (EXIF-rotated: the annotations were made on the unturned pixels)"
-        remedy = "turn the stored pixels and delete the EXIF orientation, or turn the annotations"
-    raise DataError(Problem(where=str(table.path(index)), given=given, remedy=remedy))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rcnn.data.findings import Findings
+from rcnn.errors import DataError, Problem
 from rcnn.plain_records import ClassTable, Size
 
 
@@ -69,6 +70,20 @@ class AnnotationTable:
 
     def rows(self, index: int) -> slice:
         return slice(int(self.starts[index]), int(self.starts[index + 1]))
+
+    def check_size(self, index: int, size: Size) -> None:
+        """Raise `DataError` where a picture has not the size that its annotations state."""
+        stated = self.size(index)
+        if size == stated:
+            return
+        given = (
+            f"the picture has {size.width} x {size.height} pixels, its annotations say {stated.width} x {stated.height}"
+        )
+        remedy = "annotate the picture anew, or correct the stated size"
+        if size == (stated.width, stated.height):
+            given += " (EXIF-rotated: the annotations were made on the unturned pixels)"
+            remedy = "turn the stored pixels and delete the EXIF orientation, or turn the annotations"
+        raise DataError(Problem(where=str(self.path(index)), given=given, remedy=remedy))
 
     def select(self, indices: Sequence[int] | np.ndarray) -> AnnotationTable:
         """The pictures at `indices`, in that order, with their annotations."""
