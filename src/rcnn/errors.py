@@ -46,7 +46,9 @@ class RcnnError(Exception):
     # A data set may have 100,000 mistakes: all are in `problems`, the message shows the first ones and their number.
     shown = 50
 
-    def __init__(self, problems: Problem | Iterable[Problem]) -> None:
+    def __init__(self, problems: Problem | Iterable[Problem] | str) -> None:
+        if isinstance(problems, str):  # torch raises what a worker raised anew, from its text
+            problems = Problem(where="a worker process", given=problems)
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__(self.problems)
 

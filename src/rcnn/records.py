@@ -6,7 +6,7 @@ Boxes are x1, y1, x2, y2 in continuous pixel coordinates: width is x2 - x1, the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -56,6 +56,10 @@ class ImageBatch:
             image_ids=self.image_ids,
         )
 
+    def pin_memory(self) -> ImageBatch:
+        """The same in page-locked memory, which a loader asks for where a device copies from it."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Levels:
@@ -93,6 +97,14 @@ class Target:
             boxes_xyxy=self.boxes_xyxy.to(device, non_blocking=non_blocking),
             labels=self.labels.to(device, non_blocking=non_blocking),
             ignore_xyxy=self.ignore_xyxy.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Target:
+        """The same in page-locked memory, which a loader asks for where a device copies from it."""
+        return Target(
+            boxes_xyxy=self.boxes_xyxy.pin_memory(),
+            labels=self.labels.pin_memory(),
+            ignore_xyxy=self.ignore_xyxy.pin_memory(),
         )
 
 

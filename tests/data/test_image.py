@@ -146,6 +146,22 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: s
     assert is_turned_by_exif(path) is (orientation != 1)
 
 
+def test_the_head_of_a_png_is_read_without_decoding_it(tmp_path: Path, photograph: Image.Image) -> None:
+    """Its EXIF data may stand behind the pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photograph.save(tmp_path / "a.png", exif=exif)
+    data = (tmp_path / "a.png").read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack(">I", data[start : start + 4])[0]
+    moved = data[:start] + data[end:-12] + data[start:end] + data[-12:]  # the last chunk, IEND, has 12 bytes
+    (tmp_path / "b.png").write_bytes(moved)
+    assert read_image_size(tmp_path / "b.png") == read_image(tmp_path / "b.png").shape[1:] == (300, 360)
+    photograph.save(tmp_path / "c.png")
+    (tmp_path / "c.png").write_bytes((tmp_path / "c.png").read_bytes()[:2000])
+    assert read_image_size(tmp_path / "c.png") == (360, 300)
+
+
 def test_a_truncated_jpeg_is_an_error_at_every_length(tmp_path: Path, photograph: Image.Image) -> None:
     stream = io.BytesIO()
     photograph.save(stream, "JPEG")

@@ -139,3 +139,14 @@ def test_targets_lie_inside_the_picture_though_the_source_rounds(folders: Any) -
     content["annotations"] = [{"id": 1, "image_id": 7, "category_id": 5, "bbox": [60, 10, 40.03125, 20]}]
     target = DetectionDataset(read_dataset(folders.coco(content)), AS_IS).target(0)
     assert target.boxes_xyxy.tolist() == [[60, 10, 100, 30]]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_our_errors_also_survive_a_plain_loader_of_torch(root: Path) -> None:
+    """torch raises a worker's error anew, from one text."""
+    file = root / "train/5.png"
+    file.write_bytes(b"")
+    dataset = DetectionDataset(read_dataset(root), AS_IS)
+    loader = torch.utils.data.DataLoader(dataset, num_workers=1, multiprocessing_context="fork", collate_fn=list)
+    with pytest.raises(ImageError, match=r"5\.png: the file is empty"):
+        list(loader)

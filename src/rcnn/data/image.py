@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from rcnn.errors import ImageError, Problem
 from rcnn.plain_records import Size
@@ -69,7 +69,27 @@ def is_turned_by_exif(path: Path | str) -> bool:
 
 
 def _orientation(image: Image.Image) -> int | None:
+    if isinstance(image, PngImagePlugin.PngImageFile) and not _png_may_have_exif(image):
+        return None
     return image.getexif().get(ExifTags.Base.Orientation)
+
+
+def _png_may_have_exif(image: PngImagePlugin.PngImageFile) -> bool:
+    """Whether a PNG has EXIF data. Pillow decodes the whole picture to find out; the list of its chunks says it too."""
+    file = image.fp
+    if file is None:
+        return True
+    place = file.tell()
+    file.seek(8)
+    found = False
+    while not found and len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        start = file.tell()
+        old = kind in (b"tEXt", b"zTXt", b"iTXt") and file.read(21) == b"Raw profile type exif"
+        found = old or kind == b"eXIf"
+        file.seek(start + length + 4)  # the data and their checksum
+    file.seek(place)
+    return found
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -21,8 +21,10 @@ from rcnn.errors import Problem, RunError
 SHAPE_NAMES = ("circle", "square", "triangle", "star", "cross")
 # Pixels are drawn this many times finer, then averaged: smooth edges.
 _FINER = 4
-_LEAST_VISIBLE = 0.45
+_LEAST_VISIBLE = 0.6
 _LEAST_CONTRAST = 90.0
+# Shapes lean to either side by up to this much: enough to vary, little enough to be learned within minutes.
+_TURN = np.pi / 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +129,10 @@ class _Shape:
 
 def _random_shape(rng: np.random.Generator, height: int, width: int) -> _Shape:
     label = int(rng.integers(0, len(SHAPE_NAMES)))
-    radius = float(np.exp(rng.uniform(np.log(10.0), np.log(52.0))))
+    radius = float(np.exp(rng.uniform(np.log(11.0), np.log(52.0))))
     margin = 0.8 * radius
     centre = (rng.uniform(margin, width - margin), rng.uniform(margin, height - margin))
-    cover = _cover(SHAPE_NAMES[label], radius, float(rng.uniform(0, 2 * np.pi)), centre, height, width)
+    cover = _cover(SHAPE_NAMES[label], radius, float(rng.uniform(-_TURN, _TURN)), centre, height, width)
     visible = cover >= 0.5
     return _Shape(label=label, cover=cover, visible=visible, full_area=int(visible.sum()))
 
@@ -144,15 +146,15 @@ def _cover(name: str, radius: float, angle: float, centre: tuple[float, float], 
 
 
 def _outline(name: str, angle: float) -> np.ndarray:
-    """[corners, 2] (x, y) around the origin; areas are alike, so that no class is told by its size alone."""
+    """[corners, 2] (x, y) around the origin, upright at angle 0. Areas are alike: size tells no class."""
     if name == "circle":
         turns, radii = np.arange(48) / 48, np.full(48, 0.9)
     elif name == "square":
-        turns, radii = np.arange(4) / 4, np.full(4, 1.12)
+        turns, radii = np.arange(4) / 4 + 1 / 8, np.full(4, 1.12)
     elif name == "triangle":
-        turns, radii = np.arange(3) / 3, np.full(3, 1.25)
+        turns, radii = np.arange(3) / 3 - 1 / 4, np.full(3, 1.25)
     elif name == "star":
-        turns, radii = np.arange(10) / 10, np.tile([1.3, 0.55], 5)
+        turns, radii = np.arange(10) / 10 - 1 / 4, np.tile([1.3, 0.55], 5)
     else:  # cross: the corners of a plus sign with arms of half-width 0.36
         arm, tip = 0.36, 1.1
         quarter = np.array([[tip, -arm], [tip, arm], [arm, arm]])

@@ -86,10 +86,13 @@ def _lost(tables: Sequence[AnnotationTable], to: Format) -> list[str]:
     lost = []
     num_ignored = sum(int(table.ignored.sum()) for table in tables)
     if to == "yolo" and num_ignored:
-        lost.append(f"{num_ignored:,} ignored regions (crowd, difficult) were left out: YOLO has no place for them")
+        lost.append(f"ignored regions (crowd, difficult) left out, as YOLO has no place for them: {num_ignored:,}")
     sides = [table.boxes_xyxy[:, 2:] - table.boxes_xyxy[:, :2] for table in tables]
     if to != "coco" and any(not np.allclose(t.areas, s.prod(axis=1)) for t, s in zip(tables, sides, strict=True)):
         lost.append(f"the areas of the outlines were left out: {to.upper()} has no place for them")
+    num_thin = sum(int((side <= 1).any(axis=1).sum()) for side in sides)
+    if to == "voc" and num_thin:
+        lost.append(f"boxes at most one pixel wide or high, which VOC cannot tell from points: {num_thin:,}")
     return lost
 
 
