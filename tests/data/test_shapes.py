@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rcnn.data.folder import read_dataset
 from rcnn.data.shapes import SHAPE_NAMES, _cover, _tight_box, draw_picture, draw_shapes_dataset
 from rcnn.errors import RunError
 
@@ -41,6 +42,16 @@ def test_it_is_a_coco_data_set(drawn) -> None:
             assert 0 <= x < x + width <= sizes[row["image_id"]][0]
             assert 0 <= y < y + height <= sizes[row["image_id"]][1]
             assert 0 < row["area"] <= width * height
+
+
+def test_our_own_reader_reads_it(drawn) -> None:
+    table = read_dataset(drawn, split="val")
+    content = json.loads((drawn / "annotations" / "instances_val.json").read_text())
+    assert table.classes.names == SHAPE_NAMES
+    assert len(table) == 4
+    x, y, width, height = content["annotations"][0]["bbox"]
+    np.testing.assert_array_equal(table.boxes_xyxy[0], [x, y, x + width, y + height])
+    assert all(table.path(index).is_file() for index in range(len(table)))
 
 
 def test_a_seed_gives_the_same_bytes_and_another_seed_others(drawn, tmp_path) -> None:
@@ -79,14 +90,14 @@ def test_pictures_are_varied() -> None:
 
 
 def test_boxes_are_tight_around_what_is_visible() -> None:
-    """A square of radius 10 without rotation: corners at 1.12 * 10 = 11.2 from the centre, so |x - 50| <= 11.2.
-    Pixel columns 39 (covered from 38.8) to 60 (to 61.2), counted from the centre of the drawing at 50."""
+    """A square of radius 10, upright: corners at 1.12 * 10 = 11.2 from the centre, so that half a side is 7.92.
+    Columns 42.08 .. 57.92 and rows 32.08 .. 47.92 are covered: pixels 42 to 57 and 32 to 47."""
     cover = _cover("square", 10.0, 0.0, (50.0, 40.0), 80, 100)
     assert cover.shape == (80, 100)
     np.testing.assert_allclose(cover[40, 50], 1)
-    assert cover.sum() == pytest.approx(2 * 11.2**2, rel=0.04)  # half of the product of the diagonals
+    assert cover.sum() == pytest.approx((2 * 7.92) ** 2, rel=0.06)  # Pillow fills the pixels of the outline too
     box = np.array(_tight_box(cover >= 0.5))
-    np.testing.assert_allclose(box, [39, 29, 61, 51], atol=1)
+    np.testing.assert_array_equal(box, [42, 32, 58, 48])
 
 
 @pytest.mark.parametrize("name", SHAPE_NAMES)
