@@ -1,0 +1,298 @@
+"""Convolution and linear layers for inference: activation and residual sum in the same pass, weights packed once.
+
+On a CPU they run on oneDNN through PyTorch's own private operators (those torch.compile emits), which are tested for at
+first use; where they are absent, fail or do not apply (CUDA, float64), the public operators do the same arithmetic.
+
+Letters: N images, C channels, H W height and width, O output channels, S side of a pooled map.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Activation(Enum):
+    """The value is oneDNN's name."""
+
+    NONE = "none"
+    RELU = "relu"
+    RELU6 = "hardtanh"
+    HARDSWISH = "hardswish"
+    HARDSIGMOID = "hardsigmoid"
+    SILU = "swish"
+    SIGMOID = "sigmoid"
+
+
+# What the activations do to a tensor that nobody else holds.
+_IN_PLACE: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.NONE: lambda x: x,
+    Activation.RELU: lambda x: F.relu(x, inplace=True),
+    Activation.RELU6: lambda x: F.relu6(x, inplace=True),
+    Activation.HARDSWISH: lambda x: F.hardswish(x, inplace=True),
+    Activation.HARDSIGMOID: lambda x: F.hardsigmoid(x, inplace=True),
+    Activation.SILU: lambda x: F.silu(x, inplace=True),
+    Activation.SIGMOID: lambda x: x.sigmoid_(),
+}
+
+
+def _scalars(activation: Activation) -> list[float]:
+    return [0.0, 6.0] if activation is Activation.RELU6 else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvGeometry:
+    """How a convolution walks. `same` pads to ceil(size / stride) at run time, as TensorFlow's models do."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    same: bool = False
+
+    def padded(self, x: Tensor, kernel: tuple[int, int]) -> Tensor:
+        """The input with what `padding` cannot say: another number of cells on either side."""
+        if not self.same:
+            return x
+        over = [
+            max((math.ceil(size / stride) - 1) * stride + (side - 1) * dilation + 1 - size, 0)
+            for size, side, stride, dilation in zip(x.shape[-2:], kernel, self.stride, self.dilation, strict=True)
+        ]
+        if not any(over):
+            return x
+        return F.pad(x, [over[1] // 2, over[1] - over[1] // 2, over[0] // 2, over[0] - over[0] // 2])
+
+    def output_size(self, x: Tensor, kernel: tuple[int, int]) -> tuple[int, int]:
+        height, width = (
+            (size + 2 * padding - dilation * (side - 1) - 1) // stride + 1
+            for size, side, padding, stride, dilation in zip(
+                x.shape[-2:], kernel, self.padding, self.stride, self.dilation, strict=True
+            )
+        )
+        return height, width
+
+
+class FusedConv2d(nn.Module):
+    """activation(conv(x) + other). `other` is optional, and is overwritten where `overwrites_other` says so.
+
+    Holds its weights outside of parameters and buffers: it neither moves nor trains nor saves. The pack that oneDNN
+    wants depends on the size of the map, so it is made at the first call and the plain weight then let go.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: Float[Tensor, "o i k l"],
+        bias: Float[Tensor, " o"],
+        geometry: ConvGeometry,
+        activation: Activation,
+        overwrites_other: bool = False,
+    ) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.activation = activation
+        self.overwrites_other = overwrites_other
+        self.kernel = (weight.shape[-2], weight.shape[-1])
+        self.out_channels = weight.shape[0]
+        self.uses_onednn = onednn_serves(weight)
+        self._bias = bias.contiguous()
+        self._weight = weight.contiguous(memory_format=torch.channels_last)
+        self._is_packed = False
+
+    def forward(self, x: Float[Tensor, "n c h w"], other: Tensor | None = None) -> Tensor:
+        x = self.geometry.padded(x, self.kernel)
+        if other is not None and other.shape != (
+            x.shape[0],
+            self.out_channels,
+            *self.geometry.output_size(x, self.kernel),
+        ):
+            return self._activate(self._convolve(x, Activation.NONE) + other)
+        if not self.uses_onednn or x.numel() == 0:
+            return self._plain(x, other)
+        if other is None:
+            return self._convolve(x, self.activation)
+        return self._convolve_and_add(x, other)
+
+    def _plain(self, x: Tensor, other: Tensor | None) -> Tensor:
+        out = self._convolve_plain(x)
+        return self._activate(out if other is None else out.add_(other))
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return _IN_PLACE[self.activation](x)
+
+    def _convolve_plain(self, x: Tensor) -> Tensor:
+        weight = self._weight.to_dense() if self._is_packed else self._weight
+        geometry = self.geometry
+        return F.conv2d(x, weight, self._bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+
+    def _arguments(self) -> tuple[list[int], list[int], list[int], int]:
+        geometry = self.geometry
+        return list(geometry.padding), list(geometry.stride), list(geometry.dilation), geometry.groups
+
+    def _convolve(self, x: Tensor, activation: Activation) -> Tensor:
+        if not self.uses_onednn or x.numel() == 0:
+            return _IN_PLACE[activation](self._convolve_plain(x))
+        weight = self._packed_for(x)
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, weight, self._bias, *self._arguments(), activation.value, _scalars(activation), ""
+        )
+
+    def _convolve_and_add(self, x: Tensor, other: Tensor) -> Tensor:
+        weight = self._packed_for(x)
+        relu = "relu" if self.activation is Activation.RELU else None
+        in_place = self.overwrites_other and other.is_contiguous(memory_format=torch.channels_last)
+        if in_place:
+            out = torch.ops.mkldnn._convolution_pointwise_.binary(
+                other, x, weight, self._bias, *self._arguments(), "add", 1.0, relu, [], None
+            )
+        else:
+            out = torch.ops.mkldnn._convolution_pointwise.binary(
+                x, other, weight, self._bias, *self._arguments(), "add", 1.0, relu, [], None
+            )
+        return out if relu else self._activate(out)
+
+    def _packed_for(self, x: Tensor) -> Tensor:
+        if not self._is_packed:
+            self._weight = torch.ops.mkldnn._reorder_convolution_weight(
+                self._weight.contiguous(), *self._arguments(), list(x.shape)
+            )
+            self._is_packed = True
+        return self._weight
+
+
+class FusedLinear(nn.Module):
+    """activation(linear(x)), weights packed for oneDNN. Not for moving, training or saving, as `FusedConv2d`."""
+
+    def __init__(self, *, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"], activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+        self.uses_onednn = onednn_serves(weight)
+        self._bias = bias.contiguous()
+        self._weight = weight.contiguous()
+        self._is_packed = False
+
+    def forward(self, x: Float[Tensor, "*rows i"]) -> Float[Tensor, "*rows o"]:
+        if not self.uses_onednn or x.numel() == 0:
+            weight = self._weight.to_dense() if self._is_packed else self._weight
+            return _IN_PLACE[self.activation](F.linear(x, weight, self._bias))
+        if not self._is_packed:
+            rows = x.numel() // x.shape[-1]
+            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, rows)
+            self._is_packed = True
+        return torch.ops.mkldnn._linear_pointwise(
+            x, self._weight, self._bias, self.activation.value, _scalars(self.activation), ""
+        )
+
+
+class FusedFlatLinear(nn.Module):
+    """activation(linear(x.flatten(1))) over maps, without flattening: a convolution whose kernel covers the whole map.
+
+    So channels-last maps are read as they lie, and the weight keeps its meaning [O, C * H * W].
+    """
+
+    def __init__(self, *, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"], activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+        self._weight: Tensor | None = weight
+        self._bias = bias
+        self._conv: FusedConv2d | None = None
+        self._flat: FusedLinear | None = None
+
+    def forward(self, x: Tensor) -> Float[Tensor, "n o"]:
+        if x.dim() != 4:
+            return self._linear()(x.flatten(1))
+        return self._convolution(x)(x).flatten(1)
+
+    def _convolution(self, x: Tensor) -> FusedConv2d:
+        if self._conv is None:
+            assert self._weight is not None
+            self._conv = FusedConv2d(
+                weight=self._weight.view(self._weight.shape[0], *x.shape[1:]),
+                bias=self._bias,
+                geometry=ConvGeometry(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1),
+                activation=self.activation,
+            )
+            self._weight = None
+        return self._conv
+
+    def _linear(self) -> FusedLinear:
+        if self._flat is None:
+            assert self._weight is not None
+            self._flat = FusedLinear(weight=self._weight, bias=self._bias, activation=self.activation)
+            self._weight = None
+        return self._flat
+
+
+# ----------------------------------------------------------------------------------------------------- the feature test
+
+
+def onednn_serves(weight: Tensor) -> bool:
+    """Whether oneDNN's fused operators can be used with such a weight."""
+    return (
+        weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16) and _onednn_works(weight.dtype)
+    )
+
+
+@cache
+def _onednn_works(dtype: torch.dtype) -> bool:
+    """Runs every private operator that this module uses once, and compares with the public ones."""
+    if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:  # type: ignore[attr-defined]
+        return False
+    try:
+        with torch.inference_mode():
+            if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                return False
+            return _convolutions_agree(dtype) and _linear_agrees(dtype)
+    except (AttributeError, RuntimeError, TypeError, ValueError):  # absent, refused, or with another signature
+        return False
+
+
+def _convolutions_agree(dtype: torch.dtype) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 8, 6, 6, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(8, 8, 3, 3, generator=generator).to(dtype)
+    bias = torch.randn(8, generator=generator).to(dtype)
+    other = torch.randn(1, 8, 6, 6, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
+    walk = ([1, 1], [1, 1], [1, 1], 1)
+    operators = torch.ops.mkldnn
+    packed = operators._reorder_convolution_weight(weight, *walk, [1, 8, 6, 6])
+    expected = F.conv2d(x.float(), weight.float(), bias.float(), padding=1)
+    agree = all(
+        _close(
+            operators._convolution_pointwise(x, packed, bias, *walk, activation.value, _scalars(activation), ""),
+            _IN_PLACE[activation](expected.clone()),
+        )
+        for activation in Activation
+    )
+    summed = (expected + other.float()).relu_()
+    out = operators._convolution_pointwise.binary(x, other, packed, bias, *walk, "add", 1.0, "relu", [], None)
+    agree = agree and _close(out, summed)
+    out = operators._convolution_pointwise_.binary(other, x, packed, bias, *walk, "add", 1.0, "relu", [], None)
+    return agree and _close(out, summed)
+
+
+def _linear_agrees(dtype: torch.dtype) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((5, 8), (4, 8), (4,)))
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 5)
+    expected = F.linear(x.float(), weight.float(), bias.float())
+    return all(
+        _close(
+            torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation.value, _scalars(activation), ""),
+            _IN_PLACE[activation](expected.clone()),
+        )
+        for activation in Activation
+    )
+
+
+def _close(given: Tensor, expected: Tensor) -> bool:
+    tolerance = 0.1 if given.dtype == torch.bfloat16 else 1e-4
+    return bool(torch.isfinite(given).all()) and float((given.float() - expected).abs().max()) < tolerance
