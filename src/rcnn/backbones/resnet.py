@@ -28,10 +28,10 @@ class Downsample(nn.Sequential):
     def __init__(self, in_channels: int, channels: int, stride: int, make_norm: MakeNorm) -> None:
         super().__init__(nn.Conv2d(in_channels, channels, 1, stride, bias=False), make_norm(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         conv, norm = self
         assert isinstance(conv, nn.Conv2d)
-        return conv_norm(conv, norm, x)
+        return conv_norm(conv, norm, input)
 
 
 class BasicBlock(nn.Module):
@@ -53,7 +53,8 @@ class BasicBlock(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         out = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
         out = conv_norm(self.conv2, self.bn2, out)
-        return F.relu(out + shortcut, inplace=True)
+        out += shortcut
+        return F.relu(out, inplace=True)
 
 
 class Bottleneck(nn.Module):
@@ -82,7 +83,8 @@ class Bottleneck(nn.Module):
         out = F.relu(conv_norm(self.conv1, self.bn1, x), inplace=True)
         out = F.relu(conv_norm(self.conv2, self.bn2, out), inplace=True)
         out = conv_norm(self.conv3, self.bn3, out)
-        return F.relu(out + shortcut, inplace=True)
+        out += shortcut
+        return F.relu(out, inplace=True)
 
 
 class ResNetBackbone(AbstractBackbone):
@@ -97,8 +99,8 @@ class ResNetBackbone(AbstractBackbone):
         super().__init__()
         block = BasicBlock if depth in (18, 34) else Bottleneck
         widths = (64, 128, 256, 512)
-        self.channels = tuple(width * block.expansion for width in widths)
-        self.strides_px = (4, 8, 16, 32)
+        self.channels: tuple[int, ...] = tuple(width * block.expansion for width in widths)
+        self.strides_px: tuple[int, ...] = (4, 8, 16, 32)
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = make_norm(64)
         in_channels = 64
@@ -108,8 +110,9 @@ class ResNetBackbone(AbstractBackbone):
             in_channels = width * block.expansion
             blocks += [block(in_channels, width, 1, style, make_norm) for _ in range(count - 1)]
             self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+        self.layer_names = ("layer1", "layer2", "layer3", "layer4")
         self._initialise()
-        stages = [[self.conv1, self.bn1], *[[self.get_submodule(f"layer{i}")] for i in (1, 2, 3, 4)]]
+        stages = [[self.conv1, self.bn1], *[[self.get_submodule(name)] for name in self.layer_names]]
         for stage in stages[:frozen_stages]:
             freeze(*stage)
 
@@ -118,11 +121,17 @@ class ResNetBackbone(AbstractBackbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def keep_maps(self, count: int) -> None:
+        for name in self.layer_names[count:]:
+            delattr(self, name)
+        self.layer_names = self.layer_names[:count]
+        self.channels, self.strides_px = self.channels[:count], self.strides_px[:count]
+
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         x = F.relu(conv_norm(self.conv1, self.bn1, pixels), inplace=True)
         x = F.max_pool2d(x, 3, 2, 1)
         maps = []
-        for name in ("layer1", "layer2", "layer3", "layer4"):
+        for name in self.layer_names:
             x = self.get_submodule(name)(x)
             maps.append(x)
         return tuple(maps)

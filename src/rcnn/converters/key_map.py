@@ -1,7 +1,7 @@
 """Tables that say how a peer's checkpoint keys become ours, read both ways.
 
-A table is a list of rules, each a peer's pattern, our template, and what happens to the tensor. Every key of a file meets
-exactly one rule, or a reason for which it is dropped; anything else is an error that shows the key.
+A table is a list of rules, each a peer's pattern, our template, and what happens to the tensor. Every key of a file
+meets a rule (the first that fits), or a reason for which it is dropped; anything else is an error that shows the key.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class KeyMap:
                 problems.append(Problem(where=key, given=f"no rule for a tensor of shape {tuple(value.shape)}"))
             else:
                 names[key] = _fill(rule.ours, parts)
+                if names[key] in converted:
+                    problems.append(Problem(where=key, given=f"the second tensor that becomes {names[key]}"))
                 converted[names[key]] = rule.change.forward(value)
         if problems:
             raise CheckpointError(problems)

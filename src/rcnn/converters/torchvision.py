@@ -6,17 +6,23 @@ The structure (which model, which depth, how many classes) is read from the keys
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from rcnn.backbones.pretrained import read_tensors
 from rcnn.config.edit import edit
+from rcnn.config.text import to_yaml
 from rcnn.converters.key_map import Change, Converted, Dropped, KeyMap, Rule
+from rcnn.engine.checkpoint import CheckpointMeta, load_into, save_weights
 from rcnn.errors import CheckpointError, Problem
 from rcnn.recipes import catalogue
-from rcnn.recipes.recipe import Recipe
+from rcnn.recipes.models import build_detector
+from rcnn.recipes.recipe import Recipe, ResNetSpec
+from rcnn.recipes.resolve import resolve_recipe
 from rcnn.records import ClassTable
 
 
@@ -92,6 +98,13 @@ class TorchvisionModel:
     classes: ClassTable
     key_map: KeyMap
 
+    @property
+    def published_on_coco(self) -> bool:
+        """A ResNet-50 with frozen norms and COCO's 90 outputs: most likely torchvision's own COCO_V1 file."""
+        backbone = self.recipe.detector.backbone
+        frozen = isinstance(backbone, ResNetSpec) and backbone.norm == "frozen" and backbone.depth == 50
+        return frozen and self.classes == coco_91_classes()
+
 
 def recognise(state: Mapping[str, Tensor], class_names: tuple[str, ...] | None = None) -> TorchvisionModel:
     """Which model the (modern) keys are of. `class_names` for a file that was not trained on COCO's 90 ids.
@@ -120,7 +133,7 @@ def _structure(state: Mapping[str, Tensor]) -> tuple[Recipe, KeyMap]:
         len({key.split(".")[3] for key in state if key.startswith(f"backbone.body.layer{i}.")}) for i in range(1, 5)
     )
     bottleneck = "backbone.body.layer1.0.conv3.weight" in state
-    depths = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 50 if bottleneck else 34, (3, 4, 23, 3): 101}
+    depths: dict[tuple[int, ...], int] = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 50 if bottleneck else 34, (3, 4, 23, 3): 101}
     if counts not in depths:
         raise CheckpointError(
             Problem(
@@ -185,3 +198,91 @@ def convert(
     model = recognise(modern, class_names)
     recipe = edit(model.recipe, dict(overrides)) if overrides else model.recipe
     return recipe, model.classes, model.key_map.to_ours(modern)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionReport:
+    """What became of a file: for people."""
+
+    source: Path
+    out: Path
+    recipe_name: str
+    classes: ClassTable
+    converted: Converted
+    assumptions: tuple[str, ...]
+
+    def lines(self, keys: bool) -> list[str]:
+        lines = [
+            f"{self.source}: torchvision, the structure of {self.recipe_name}, {len(self.classes)} classes",
+            *(f"assumed: {text}" for text in self.assumptions),
+            f"{len(self.converted.names)} tensors converted, {len(self.converted.dropped)} left out for a stated reason",
+        ]
+        if keys:
+            lines += [f"  {theirs} -> {ours}" for theirs, ours in self.converted.names.items()]
+        lines += [f"  left out: {key} ({reason})" for key, reason in self.converted.dropped.items()]
+        return [*lines, f"written: {self.out}"]
+
+
+def convert_file(
+    source: Path, out: Path, *, recipe: str | None = None, classes: str | None = None, overrides: Sequence[str] = ()
+) -> ConversionReport:
+    """Read a torchvision file without running anything in it, convert it, check that it builds, and write ours.
+
+    `classes`: names separated by commas, or a file with one a line. Raises `CheckpointError` with every problem.
+    """
+    modern = modern_names(read_tensors(source))
+    model = recognise(modern, _read_names(classes))
+    assumptions = []
+    chosen = model.recipe
+    name = recipe or _name_of(chosen)
+    if recipe is not None:
+        chosen = edit(resolve_recipe(recipe).spec, _same_structure(chosen))
+    elif name == "faster_rcnn_mobilenet_v3_large_fpn":
+        if "_320_" in source.name:
+            name = "faster_rcnn_mobilenet_v3_large_320_fpn"
+            chosen = resolve_recipe(name).spec
+            assumptions.append("the 320-pixel model, by the name of the file (the keys cannot tell)")
+        else:
+            assumptions.append("800 pixels; for the 320-pixel model: --recipe faster_rcnn_mobilenet_v3_large_320_fpn")
+    if model.published_on_coco and not overrides:
+        chosen = edit(chosen, {"detector.backbone.norm_eps": 0.0})
+        assumptions.append(
+            "the epsilon of the batch norms is 0, as torchvision sets it for its COCO_V1 weights; for a model that "
+            "was trained from ImageNet weights alone add detector.backbone.norm_eps=1e-5"
+        )
+    chosen = resolve_recipe(chosen, overrides).spec
+    converted = model.key_map.to_ours(modern)
+    detector = build_detector(chosen.detector, num_classes=len(model.classes), pretrained=False)
+    load_into(detector, converted.state)
+    meta = CheckpointMeta(recipe=to_yaml(chosen), classes=model.classes, kind="detector")
+    save_weights(out, converted.state, meta)
+    return ConversionReport(
+        source=source,
+        out=out,
+        recipe_name=name,
+        classes=model.classes,
+        converted=converted,
+        assumptions=tuple(assumptions),
+    )
+
+
+def _name_of(recipe: Recipe) -> str:
+    """The named recipe that a structure was made from."""
+    for name, function in catalogue.RECIPES.items():
+        if function().expected == recipe.expected:
+            return name
+    raise AssertionError("every structure comes from a named recipe")
+
+
+def _same_structure(recipe: Recipe) -> dict[str, object]:
+    """What the keys do tell, for a recipe that the user names."""
+    backbone = recipe.detector.backbone
+    return {"detector.backbone.depth": backbone.depth} if isinstance(backbone, ResNetSpec) else {}
+
+
+def _read_names(classes: str | None) -> tuple[str, ...] | None:
+    if classes is None:
+        return None
+    path = Path(classes)
+    text = path.read_text().splitlines() if path.is_file() else classes.split(",")
+    return tuple(name.strip() for name in text if name.strip())

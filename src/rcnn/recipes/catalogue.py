@@ -68,6 +68,7 @@ def faster_rcnn_vgg16() -> Recipe:
                 test=ProposalCountSpec(pre_nms=6000, post_nms=300),
                 min_side_px=16.0,
                 side_frame="original",
+                side_test="before_pre_nms",
             ),
             roi=RoISpec(
                 pooling=RoIPoolSpec(),
@@ -80,7 +81,7 @@ def faster_rcnn_vgg16() -> Recipe:
                 min_side_px=0.0,
             ),
         ),
-        data=DataSpec(aspect_ratio_groups=0),
+        data=DataSpec(train_split="trainval", eval_split="test", aspect_ratio_groups=0),
         train=TrainSpec(
             epochs=14,
             batch_size=1,
@@ -88,7 +89,7 @@ def faster_rcnn_vgg16() -> Recipe:
             schedule=MultiStepSpec(milestones=(9 / 14,)),
             warm_up=None,
         ),
-        evaluate=EvaluateSpec(metric="voc", voc_method="11_point"),
+        evaluate=EvaluateSpec(metric="voc", voc_interpolation="11_points"),
     )
 
 

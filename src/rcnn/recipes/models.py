@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcnn.backbones.interface import AbstractBackbone
 from rcnn.backbones.mobilenet import MobileNetBackbone
-from rcnn.backbones.norm import norm_factory
+from rcnn.backbones.norm import NormKind, norm_factory
 from rcnn.backbones.pretrained import (
     efficientnet_lite0_file,
     efficientnet_lite0_names,
@@ -62,6 +63,7 @@ from rcnn.recipes.recipe import (
     TwoFCSpec,
     TwoStageSpec,
     VGG16Spec,
+    VGGHeadSpec,
 )
 from rcnn.roi.box_head import BoxPredictor, ConvFCHead, TwoFCHead
 from rcnn.roi.pooling import LevelMap, RoIPooling, align, quantised
@@ -89,7 +91,10 @@ def build_detector(spec: TwoStageSpec, *, num_classes: int, pretrained: bool = T
     )
     if pretrained:
         classifier = load_imagenet(backbone, spec.backbone)
-        _start_vgg_head(roi, classifier)
+        if isinstance(spec.backbone, VGG16Spec) and isinstance(spec.roi.box_head, VGGHeadSpec):
+            _start_vgg_head(roi.box_head, classifier)
+    # Last, because the file of ImageNet weights is checked against the whole backbone.
+    backbone.keep_maps(neck.num_maps_used)
     return detector
 
 
@@ -97,7 +102,7 @@ def build_normalizer(spec: ImageSpec) -> ImageNormalizer:
     return ImageNormalizer(mean=spec.mean, std=spec.std, channel_order=spec.channel_order)
 
 
-# ------------------------------------------------------------------------------------------------- backbones and necks
+# -------------------------------------------------------------------------------------------------- backbones and necks
 
 
 def build_backbone(spec: BackboneSpec) -> AbstractBackbone:
@@ -153,12 +158,32 @@ def _weights_file(spec: BackboneSpec) -> Path:
             return efficientnet_lite0_file()
 
 
-def _start_vgg_head(roi: RoIStage, classifier: Mapping[str, Tensor]) -> None:
+# Our layer and its place in VGG16's classifier.
+_VGG_LAYERS = {"fc6": "classifier.0", "fc7": "classifier.3"}
+
+
+def _start_vgg_head(box_head: nn.Module, classifier: Mapping[str, Tensor]) -> None:
     """VGG16's fc6 and fc7, where the file has them: the paper starts its box head from them."""
-    if isinstance(roi.box_head, TwoFCHead) and roi.box_head.out_features == VGG_FEATURES:
-        for layer, name in ((roi.box_head.fc6, "classifier.0"), (roi.box_head.fc7, "classifier.3")):
-            if f"{name}.weight" in classifier:
-                layer.load_state_dict({"weight": classifier[f"{name}.weight"], "bias": classifier[f"{name}.bias"]})
+    start = {
+        f"{ours}.{kind}": classifier[f"{theirs}.{kind}"]
+        for ours, theirs in _VGG_LAYERS.items()
+        for kind in ("weight", "bias")
+        if f"{theirs}.{kind}" in classifier
+    }
+    own = box_head.state_dict()
+    problems = [
+        Problem(
+            where=f"detector.roi.box_head, {name}",
+            given=f"shape {tuple(own[name].shape)}, in VGG16's file {tuple(value.shape)}",
+            allowed="7x7 cells of 512 channels: detector.roi.pooling.output_size=7 and no neck",
+            remedy="or a box head that starts from random numbers: detector.roi.box_head.type=two_fc",
+        )
+        for name, value in start.items()
+        if value.shape != own[name].shape
+    ]
+    if problems:
+        raise SetupError(problems)
+    box_head.load_state_dict(start, strict=False)
 
 
 def build_neck(spec: NeckSpec, backbone: AbstractBackbone) -> AbstractNeck:
@@ -185,11 +210,11 @@ def build_neck(spec: NeckSpec, backbone: AbstractBackbone) -> AbstractNeck:
     return SingleMap(in_channels=backbone.channels, in_strides_px=backbone.strides_px, index=spec.index)
 
 
-def _optional_norm(kind: str) -> Callable[[int], nn.Module] | None:
-    return None if kind == "none" else norm_factory(kind, 1e-5)  # type: ignore[arg-type]
+def _optional_norm(kind: NormKind | Literal["none"]) -> Callable[[int], nn.Module] | None:
+    return None if kind == "none" else norm_factory(kind, 1e-5)
 
 
-# -------------------------------------------------------------------------------------------------------------- stages
+# --------------------------------------------------------------------------------------------------------------- stages
 
 
 def build_proposals(spec: ProposalsSpec, neck: AbstractNeck) -> ProposalStage:
@@ -202,6 +227,7 @@ def build_proposals(spec: ProposalsSpec, neck: AbstractNeck) -> ProposalStage:
             min_side_px=spec.min_side_px,
             side_frame=spec.side_frame,
             score_threshold=spec.score_threshold,
+            side_test=spec.side_test,
         )
 
     return ProposalStage(
@@ -308,7 +334,7 @@ def build_box_head(spec: BoxHeadSpec, in_channels: int, pooled_size: int) -> Two
             )
 
 
-# ------------------------------------------------------------------------------------------------------------ small parts
+# ---------------------------------------------------------------------------------------------------------- small parts
 
 
 def build_coder(spec: DeltaCoderSpec) -> DeltaCoder:

@@ -64,7 +64,7 @@ class MobileNetSpec(Spec):
     maps: Literal["pyramid", "last_two"] = "pyramid"
     norm: Literal["frozen", "batch", "sync", "fixed_statistics"] = "frozen"
     norm_eps: NotNegativeFloat = 1e-5
-    frozen_stages: Stages = 3
+    frozen_stages: Annotated[int, Ge(0), Le(6)] = 3
     weights: str | None = "imagenet"
 
 
@@ -196,6 +196,8 @@ class ProposalsSpec(Spec):
     scope: Literal["level", "joint"] = "level"
     min_side_px: NotNegativeFloat = 1e-3
     side_frame: Literal["network", "original"] = "network"
+    side_test: Literal["after_pre_nms", "before_pre_nms"] = "after_pre_nms"
+    """Whether small boxes take places among the pre_nms best, or leave before these are chosen."""
     score_threshold: Share = 0.0
 
 
@@ -278,6 +280,16 @@ class TwoStageSpec(Spec):
 
 
 class DataSpec(Spec):
+    path: str | None = None
+    """The folder of annotated pictures; `--data` sets it."""
+    train_split: str | None = None
+    """null: "train", or the only split."""
+    eval_split: str | None = None
+    """null: "val", else "test", else pictures held out of the training split."""
+    holdout: Annotated[float, Ge(0), Lt(1)] = 0.2
+    """The share held out where there is neither a "val" nor a "test" split; 0: train without evaluation."""
+    bad_boxes: Literal["mend", "error"] = "mend"
+    """Boxes without area are left out and those partly outside cut, each reported; or each is an error."""
     flip: Share = 0.5
     """Probability of a horizontal flip in training."""
     short_sides: Annotated[tuple[int, ...], MinLen(1)] | None = None
@@ -361,8 +373,10 @@ class TrainSpec(Spec):
 class EvaluateSpec(Spec):
     metric: Literal["coco", "voc"] = "coco"
     """Which evaluation chooses the best checkpoint; `rcnn eval` can give both."""
-    voc_method: Literal["11_point", "area"] = "area"
+    voc_interpolation: Literal["11_points", "area"] = "area"
     every_epochs: Positive = 1
+    pictures: NotNegative = 8
+    """How many pictures of predictions each evaluation leaves."""
 
 
 class Recipe(Spec):

@@ -172,3 +172,8 @@ def no_target() -> Target:
 
 def sizes_of(images: Sequence[Tensor]) -> tuple[Size, ...]:
     return tuple(image_size(image) for image in images)
+
+
+def no_change(image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
+    """The picture and its truth as they are: for looking at them."""
+    return image, target
