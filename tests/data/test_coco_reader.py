@@ -143,6 +143,7 @@ def test_bad_boxes_are_left_out_and_said(folders: Any, box: list, reason: str) -
     assert "instances_train.json: annotation 42" in table.findings.left_out[0].where
     assert reason in table.findings.left_out[0].given
     assert "1 of 3 boxes was left out" in table.findings.summary()
+    assert "lists them all" not in table.findings.summary()
     with pytest.raises(DataError, match=r"annotation 42"):
         read_dataset(root, bad_boxes="error")
 
@@ -167,6 +168,17 @@ def test_missing_pictures_are_all_named(folders: Any) -> None:
         read_dataset(root)
     assert [Path(problem.where).name for problem in raised.value.problems] == ["a.jpg", "b.jpg"]
     assert all("the picture is missing" in str(problem) for problem in raised.value.problems)
+
+
+def test_a_wrong_folder_is_one_mistake_not_one_per_picture(folders: Any) -> None:
+    images = [{"id": n, "file_name": f"{n}.jpg", "width": 100, "height": 80} for n in range(100)]
+    root = folders.coco(folders.coco_content(images=images, annotations=[]))
+    (root / "train").rename(root / "pictures")
+    with pytest.raises(
+        DataError, match=r"none of the 100 pictures is there \(the first: 0\.jpg\).*images/train"
+    ) as raised:
+        read_dataset(root)
+    assert len(raised.value.problems) == 1
 
 
 def test_malformed_json_names_its_line(folders: Any) -> None:

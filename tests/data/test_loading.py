@@ -77,6 +77,13 @@ def test_workers_do_not_change_what_is_trained_on(root: Path) -> None:
     torch.testing.assert_close(contents(loaders[1]), alone[4:], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_draws_nothing_from_the_generator_of_the_training(root: Path, workers: int) -> None:
+    state = torch.random.get_rng_state()
+    list(build_train_loader(read_dataset(root), RANDOM, batch_size=2, num_workers=workers))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
 def test_batches_group_shapes_and_carry_ids(root: Path) -> None:
     loader = build_train_loader(read_dataset(root), AS_IS, batch_size=2, divisor=32)
     assert len(loader) == 6

@@ -122,6 +122,7 @@ def read_coco(
         ignored=np.array([bool(annotation.get("iscrowd")) for annotation in annotations], bool),
         areas=_numbers(annotations, "area"),
         where=lambda row: _place(file, "annotation", annotations[row]),
+        looked_in=split.image_folders,
     )
     return finish(draft, classes or own_classes, problems, bad_boxes=bad_boxes, check_files=check_files)
 

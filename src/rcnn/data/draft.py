@@ -38,6 +38,7 @@ class Draft:
     ignored: np.ndarray  # bool [M]
     areas: np.ndarray  # float64 [M]
     where: Callable[[int], str]  # the place of an annotation, for messages
+    looked_in: tuple[Path, ...] = ()  # folders where the pictures might have been
 
 
 def finish(
@@ -46,7 +47,7 @@ def finish(
     """The table, or a `DataError` with all of `problems` and all that is wrong with files and boxes."""
     problems = list(problems)
     if check_files:
-        problems += missing_files(draft.root, draft.file_names)
+        problems += missing_files(draft.root, draft.file_names, looked_in=draft.looked_in)
     if not len(draft.image_ids) and not problems:
         problems.append(empty_problem(draft.source))
     if problems:
@@ -87,8 +88,11 @@ def empty_problem(source: Path) -> Problem:
     return Problem(where=str(source), given="there is no picture in it", remedy="check the folder and the split")
 
 
-def missing_files(root: Path, file_names: Sequence[str]) -> list[Problem]:
-    """A problem for each file that is not there. Each folder is listed once: a network disk is slow per file."""
+def missing_files(root: Path, file_names: Sequence[str], *, looked_in: Sequence[Path] = ()) -> list[Problem]:
+    """A problem for each file that is not there, or one where none of many is: then it is the folder that is wrong.
+
+    Each folder is listed once: a network disk is slow per file.
+    """
     listings: dict[str, frozenset[str]] = {}
     problems = []
     for name in file_names:
@@ -102,6 +106,10 @@ def missing_files(root: Path, file_names: Sequence[str]) -> list[Problem]:
                     where=str(root / name), given="the picture is missing", remedy=hint or "restore it or its folder"
                 )
             )
+    if len(problems) == len(file_names) > DataError.shown:
+        places = ", ".join(str(folder) for folder in looked_in or [root])
+        given = f"none of the {len(file_names):,} pictures is there (the first: {file_names[0]})"
+        return [Problem(where=str(root), given=given, allowed=f"pictures in one of {places}", remedy="move them there")]
     return problems
 
 

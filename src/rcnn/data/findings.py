@@ -33,15 +33,15 @@ class Findings:
         return bool(self.left_out or self.cut)
 
     def summary(self) -> str:
-        """One or two sentences for people; empty where nothing was found."""
+        """What was done to how many boxes and the first of them, in one line for people; empty where nothing was."""
         parts = []
-        if self.left_out:
-            were = "was" if len(self.left_out) == 1 else "were"
-            parts.append(f"{len(self.left_out):,} of {self.num_boxes:,} boxes {were} left out ({self.left_out[0]})")
-        if self.cut:
-            were = "was" if len(self.cut) == 1 else "were"
-            parts.append(f"{len(self.cut):,} of {self.num_boxes:,} boxes {were} cut to the picture ({self.cut[0]})")
-        return ". ".join(parts)
+        for changed, done in ((self.left_out, "left out"), (self.cut, "cut to the picture")):
+            if changed:
+                were, which = ("was", "") if len(changed) == 1 else ("were", "the first: ")
+                parts.append(f"{len(changed):,} of {self.num_boxes:,} boxes {were} {done} ({which}{changed[0]})")
+        if len(self.left_out) + len(self.cut) > 1:
+            parts.append('"rcnn data check" lists them all')
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)

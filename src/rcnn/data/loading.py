@@ -127,6 +127,9 @@ class BatchLoader:
             persistent_workers=num_workers > 0,
             pin_memory=pin_memory,
             worker_init_fn=_leave_process_group,
+            # torch draws a seed for its workers, which nothing here uses: not from the generator of the training, whose
+            # numbers would otherwise depend on how often an epoch was begun.
+            generator=torch.Generator(),
             # A forked worker shares the table's pages with this process.
             multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         )
