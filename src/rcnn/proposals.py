@@ -23,14 +23,17 @@ from rcnn.records import Levels, Losses, Proposals, Target
 NMSScope = Literal["level", "joint"]
 # The frame in which a proposal's sides are measured: network-input or original pixels (simple-faster-rcnn).
 SideFrame = Literal["network", "original"]
+# When small boxes leave: after the best `pre_nms` were chosen, so that they take places among them (torchvision,
+# MMDetection, detectron2), or before (simple-faster-rcnn).
+SideTest = Literal["after_pre_nms", "before_pre_nms"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalFilter:
     """From candidates to at most `post_nms` proposals.
 
-    Order as in torchvision: the best `pre_nms` of each level, clipped, those with a side under `min_side_px` and a score
-    under `score_threshold` left out, NMS at `nms_iou`, the best `post_nms` of all.
+    The best `pre_nms` of each level, clipped; those with a side under `min_side_px` (or that is not a number) and those
+    with a score under `score_threshold` left out; NMS at `nms_iou`; the best `post_nms` of all, ties in level order.
     """
 
     pre_nms: int
@@ -40,12 +43,20 @@ class ProposalFilter:
     min_side_px: float = 1e-3
     side_frame: SideFrame = "network"
     score_threshold: float = 0.0
+    side_test: SideTest = "after_pre_nms"
+
+    @property
+    def candidates_per_level(self) -> int | None:
+        """How many candidates of each level it asks the head for; None: all."""
+        return self.pre_nms if self.side_test == "after_pre_nms" else None
 
     def __call__(self, candidates: Candidates, *, num_levels: int, image_scale: float) -> Proposals:
         """`image_scale`: network-input pixels per original pixel."""
         scale = image_scale if self.side_frame == "original" else 1.0
-        large = has_min_side(candidates.boxes_xyxy, self.min_side_px * scale)
-        boxes, scores, level = candidates.boxes_xyxy[large], candidates.scores[large], candidates.level[large]
+        chosen = has_min_side(candidates.boxes_xyxy, self.min_side_px * scale)
+        if self.side_test == "before_pre_nms":
+            chosen = chosen & self._among_best(candidates, chosen, num_levels)
+        boxes, scores, level = candidates.boxes_xyxy[chosen], candidates.scores[chosen], candidates.level[chosen]
         keep = (
             nms(boxes, scores, self.nms_iou)
             if self.scope == "joint"
@@ -54,20 +65,29 @@ class ProposalFilter:
         keep = keep[: self.post_nms]
         return Proposals(boxes_xyxy=boxes[keep], scores=scores[keep])
 
+    def _among_best(self, candidates: Candidates, large: Tensor, num_levels: int) -> Tensor:
+        """Which are among the `pre_nms` best large ones of their level."""
+        best = torch.zeros_like(large)
+        for number in range(num_levels):
+            mine = (large & (candidates.level == number)).nonzero().flatten()
+            order = candidates.scores[mine].argsort(descending=True, stable=True)
+            best[mine[order[: self.pre_nms]]] = True
+        return best
+
     def _per_level(self, boxes: Tensor, scores: Tensor, level: Tensor, num_levels: int) -> Tensor:
-        # A call per level is exact where an offset per level would round the coordinates; the number of levels is fixed.
+        # One call per level is exact where an offset per level would round coordinates; the number of levels is fixed.
         kept = torch.zeros_like(level, dtype=torch.bool)
         for number in range(num_levels):
             mine = (level == number).nonzero().flatten()
             kept[mine[nms(boxes[mine], scores[mine], self.nms_iou)]] = True
         indices = kept.nonzero().flatten()
-        return indices[scores[indices].argsort(descending=True, stable=False)]
+        return indices[scores[indices].argsort(descending=True, stable=True)]
 
 
 class ProposalStage(nn.Module):
     """A dense head as the first stage: the only place that knows "class-agnostic".
 
-    The head has one class; labels are mapped to it, boxes are detached from the graph, loss terms get the prefix `rpn_`.
+    The head has one class; labels are mapped to it, boxes detached from the graph, loss terms prefixed with `rpn_`.
     """
 
     def __init__(self, *, head: AbstractDenseHead, train_filter: ProposalFilter, test_filter: ProposalFilter) -> None:
@@ -105,7 +125,9 @@ class ProposalStage(nn.Module):
     @torch.no_grad()
     def select(self, prediction: DensePrediction, chosen: ProposalFilter) -> list[Proposals]:
         """Proposals per picture from the head's raw maps."""
-        candidates = self.head.decode(prediction, per_level=chosen.pre_nms, score_threshold=chosen.score_threshold)
+        candidates = self.head.decode(
+            prediction, per_level=chosen.candidates_per_level, score_threshold=chosen.score_threshold
+        )
         levels = prediction.levels
         return [
             chosen(found, num_levels=len(levels.shapes), image_scale=scale)

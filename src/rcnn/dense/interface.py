@@ -56,5 +56,8 @@ class AbstractDenseHead(nn.Module, ABC):
         """The terms, unprefixed, as scalars; defined for pictures without boxes."""
 
     @abstractmethod
-    def decode(self, prediction: DensePrediction, *, per_level: int, score_threshold: float) -> list[Candidates]:
-        """Per picture at most `per_level` candidates of each level, boxes clipped to the picture, in level order."""
+    def decode(self, prediction: DensePrediction, *, per_level: int | None, score_threshold: float) -> list[Candidates]:
+        """Per picture at most `per_level` candidates of each level (None: all), best first, levels one after the other.
+
+        Boxes are clipped to the picture. Scores under `score_threshold` and those that are not numbers are left out.
+        """

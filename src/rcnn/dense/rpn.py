@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -31,9 +32,7 @@ class RPNTower(nn.Module):
     def __init__(self, *, in_channels: int, channels: int, num_convs: int, num_anchors: int, num_classes: int) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * num_convs
-        self.convs = nn.ModuleList(
-            nn.Conv2d(before, after, 3, padding=1) for before, after in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths))
         self.classes = nn.Conv2d(channels, num_anchors * num_classes, 1)
         self.deltas = nn.Conv2d(channels, num_anchors * 4, 1)
         for module in self.modules():
@@ -105,24 +104,23 @@ class RPNHead(AbstractDenseHead):
 
     def match(self, anchors_xyxy: Tensor, target: Target, size: Size) -> Matches:
         """Matches of all anchors of a picture."""
-        matches = self.matcher(anchors_xyxy, target)
         if self.border_px is None:
-            return matches
+            return self.matcher(anchors_xyxy, target)
         # Matched among those inside alone: a box's best anchor must be one that may be used.
         inside = is_inside(anchors_xyxy, size, self.border_px).nonzero().flatten()
         among = self.matcher(anchors_xyxy[inside], target)
-        nothing = torch.zeros_like(matches.positive)
+        neither = torch.zeros(len(anchors_xyxy), dtype=torch.bool, device=anchors_xyxy.device)
         return Matches(
-            gt_index=matches.gt_index,
-            positive=nothing.index_put((inside,), among.positive),
-            negative=nothing.index_put((inside,), among.negative),
+            gt_index=neither.long().index_put((inside,), among.gt_index),
+            positive=neither.index_put((inside,), among.positive),
+            negative=neither.index_put((inside,), among.negative),
         )
 
     def loss(self, prediction: DensePrediction, targets: Sequence[Target]) -> Losses:
         anchors = torch.cat(self.make_anchors(prediction))
         logits = _per_anchor(prediction.classes, self.num_classes)
         deltas = _per_anchor(prediction.boxes, 4)
-        class_loss, box_loss, count = logits.sum() * 0, deltas.sum() * 0, 0
+        class_loss, box_loss, count = anchors.new_zeros(()), anchors.new_zeros(()), 0
         for image, target in enumerate(targets):
             matches = self.match(anchors, target, prediction.levels.image_sizes[image])
             sample = self.sampler(matches)
@@ -132,23 +130,21 @@ class RPNHead(AbstractDenseHead):
                 self._class_targets(sample, matches, target, anchors.dtype),
                 reduction="sum",
             )
-            if len(sample.positive):
-                truth = target.boxes_xyxy[matches.gt_index[sample.positive]]
-                wanted = self.coder.encode(truth, anchors[sample.positive])
-                box_loss = box_loss + self.box_loss(deltas[image, sample.positive].to(anchors.dtype), wanted)
+            # Also where nothing is positive: a sum over no anchors is zero, and keeps the parameters in the graph.
+            truth = target.boxes_xyxy[matches.gt_index[sample.positive]]
+            wanted = self.coder.encode(truth, anchors[sample.positive])
+            box_loss = box_loss + self.box_loss(deltas[image, sample.positive].to(anchors.dtype), wanted)
             count += len(chosen)
         return {"classification": class_loss / max(count, 1), "box": box_loss / max(count, 1)}
 
     def _class_targets(self, sample: Sample, matches: Matches, target: Target, dtype: torch.dtype) -> Tensor:
-        wanted = torch.zeros(
-            len(sample.positive) + len(sample.negative), self.num_classes, dtype=dtype, device=sample.positive.device
-        )
-        if len(sample.positive):
-            labels = target.labels[matches.gt_index[sample.positive]]
-            wanted[torch.arange(len(labels), device=labels.device), labels] = 1
+        num_sampled = len(sample.positive) + len(sample.negative)
+        wanted = torch.zeros(num_sampled, self.num_classes, dtype=dtype, device=sample.positive.device)
+        labels = target.labels[matches.gt_index[sample.positive]]
+        wanted[torch.arange(len(labels), device=labels.device), labels] = 1
         return wanted
 
-    def decode(self, prediction: DensePrediction, *, per_level: int, score_threshold: float) -> list[Candidates]:
+    def decode(self, prediction: DensePrediction, *, per_level: int | None, score_threshold: float) -> list[Candidates]:
         anchors = self.make_anchors(prediction)
         return [
             self._decode_image(prediction, anchors, image, per_level, score_threshold)
@@ -156,14 +152,19 @@ class RPNHead(AbstractDenseHead):
         ]
 
     def _decode_image(
-        self, prediction: DensePrediction, anchors: list[Tensor], image: int, per_level: int, score_threshold: float
+        self,
+        prediction: DensePrediction,
+        anchors: list[Tensor],
+        image: int,
+        per_level: int | None,
+        score_threshold: float,
     ) -> Candidates:
         size = prediction.levels.image_sizes[image]
         boxes, scores, labels, level_index = [], [], [], []
         maps = zip(anchors, prediction.classes, prediction.boxes, strict=True)
         for level, (level_anchors, classes, deltas) in enumerate(maps):
             logits = _per_anchor([classes[image : image + 1]], self.num_classes)[0].flatten()
-            best, index = logits.topk(min(per_level, len(logits)))
+            best, index = logits.topk(len(logits) if per_level is None else min(per_level, len(logits)))
             anchor_index = index // self.num_classes
             chosen = _per_anchor([deltas[image : image + 1]], 4)[0, anchor_index]
             decoded = self.coder.decode(chosen.to(level_anchors.dtype), level_anchors[anchor_index])
