@@ -17,6 +17,13 @@ class AbstractBackbone(nn.Module, ABC):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         """Normalised pixels [N, 3, H, W] to maps [N, channels[i], ceil(H / strides_px[i]), ceil(W / strides_px[i])]."""
 
+    @abstractmethod
+    def keep_maps(self, count: int) -> None:
+        """Give the `count` finest maps alone. What only coarser ones need is neither run nor trained.
+
+        A parameter without influence on the loss would get no gradient, which training on several processes cannot do.
+        """
+
 
 def freeze(*modules: nn.Module) -> None:
     """No gradient for any parameter of the modules. Batch norms keep the behaviour that their kind has."""

@@ -21,21 +21,24 @@ _STRIDED_BLOCKS = {"v2": (2, 4, 7, 14), "v3_large": (2, 4, 7, 13)}
 
 
 class MobileNetBackbone(AbstractBackbone):
-    """`frozen_stages` counts from the stem; a stage begins with a block that halves the map, the last convolution is one."""
+    """`frozen_stages` counts from the stem (1) to the last convolution (6); a stage begins where the map is halved."""
 
     def __init__(
         self, *, version: MobileNetVersion, make_norm: MakeNorm, maps: MapChoice = "pyramid", frozen_stages: int = 0
     ) -> None:
         super().__init__()
-        self.features = _BUILDERS[version](weights=None, norm_layer=make_norm).features
+        self.features: nn.Sequential = _BUILDERS[version](weights=None, norm_layer=make_norm).features
         strided, last = _STRIDED_BLOCKS[version], len(self.features) - 1
-        if maps == "last_two":
-            self.map_indices, self.strides_px = (strided[-1], last), (32, 32)
-        else:
-            self.map_indices, self.strides_px = (*(block - 1 for block in strided[1:]), last), (4, 8, 16, 32)
+        self.strides_px: tuple[int, ...] = (32, 32) if maps == "last_two" else (4, 8, 16, 32)
+        self.map_indices = (strided[-1], last) if maps == "last_two" else (*(block - 1 for block in strided[1:]), last)
         self.channels = tuple(_out_channels(self.features[index]) for index in self.map_indices)
         stage_starts = (0, *strided, last, last + 1)
         freeze(*self.features[: stage_starts[frozen_stages]])
+
+    def keep_maps(self, count: int) -> None:
+        self.map_indices, self.strides_px = self.map_indices[:count], self.strides_px[:count]
+        self.channels = self.channels[:count]
+        self.features = self.features[: self.map_indices[-1] + 1]
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         maps = []

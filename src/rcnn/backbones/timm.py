@@ -2,76 +2,157 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import timm
-import timm.layers
+import torch
+from timm.layers.format import Format
+from timm.layers.norm_act import BatchNormAct2d, freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from rcnn.backbones.interface import AbstractBackbone, freeze
-from rcnn.errors import Problem, SetupError, nearest
+from rcnn.backbones.interface import AbstractBackbone
+from rcnn.backbones.norm import SyncBatchNorm
+from rcnn.errors import DownloadError, Problem, SetupError, nearest
 
 TimmNorm = Literal["frozen", "batch", "sync"]
-
-_CONVERSIONS: dict[TimmNorm, Callable[[nn.Module], nn.Module]] = {
-    "frozen": timm.layers.freeze_batch_norm_2d,
-    "batch": lambda model: model,
-    "sync": timm.layers.convert_sync_batchnorm,
-}
 
 
 class TimmBackbone(AbstractBackbone):
     """The maps of `name` at strides 4 and coarser.
 
-    `norm` is what becomes of its batch norms. `frozen_stages` leading maps' modules are not trained (1: all up to the
-    map at stride 2, where the model has one). `pretrained` fetches timm's ImageNet weights.
+    `norm` is what becomes of its batch norms. `frozen_stages`: all that so many leading maps of the model depend on is
+    not trained (1: all up to the map at stride 2, where the model has one). `pretrained` fetches timm's own weights.
+    Raises `SetupError` for a model that is not there or gives no maps, `DownloadError` where its weights do not come.
     """
 
     def __init__(
         self, *, name: str, norm: TimmNorm = "frozen", frozen_stages: int = 0, pretrained: bool = False
     ) -> None:
         super().__init__()
-        body = _create(name, pretrained)
-        info = [entry for entry in body.feature_info.get_dicts() if entry["reduction"] >= 4]
-        self.channels = tuple(entry["num_chs"] for entry in info)
-        self.strides_px = tuple(entry["reduction"] for entry in info)
-        self.num_skipped = len(body.feature_info.get_dicts()) - len(info)
-        freeze(*_leading_modules(body, frozen_stages))
-        self.body = _CONVERSIONS[norm](body)
+        body = _create(name)
+        info = body.feature_info.get_dicts()
+        _check_frozen_stages(name, frozen_stages, len(info))
+        if pretrained:
+            body = _fetch(name)
+        self.num_skipped = sum(entry["reduction"] < 4 for entry in info)
+        self.channels = tuple(entry["num_chs"] for entry in info[self.num_skipped :])
+        self.strides_px = tuple(entry["reduction"] for entry in info[self.num_skipped :])
+        self.gives_channels_last = getattr(body, "output_fmt", Format.NCHW) == Format.NHWC
+        frozen = _parameters_behind(body, range(frozen_stages))
+        self.body: nn.Module = _CONVERSIONS[norm](body)
+        for parameter_name, parameter in self.body.named_parameters():
+            parameter.requires_grad_(parameter_name not in frozen)
+        self.keep_maps(len(self.channels))
+
+    def keep_maps(self, count: int) -> None:
+        """timm's models cannot be cut everywhere: what only the other maps depend on stays, and is not trained."""
+        self.channels, self.strides_px = self.channels[:count], self.strides_px[:count]
+        used = _parameters_behind(self.body, range(self.num_skipped, self.num_skipped + count))
+        for name, parameter in self.body.named_parameters():
+            if name not in used:
+                parameter.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.body(pixels)[self.num_skipped :])
+        maps = self.body(pixels)[self.num_skipped : self.num_skipped + len(self.channels)]
+        return tuple(x.permute(0, 3, 1, 2) for x in maps) if self.gives_channels_last else tuple(maps)
 
 
-def _create(name: str, pretrained: bool) -> nn.Module:
+def _create(name: str) -> Any:  # timm's feature models share attributes, but no class
     if not timm.is_model(name):
         raise SetupError(
             Problem(
-                where="backbone.name",
+                where="detector.backbone.name",
                 given=f'timm has no model "{name}"',
                 allowed=f"one of the {len(timm.list_models())} names that timm.list_models() gives",
                 remedy=nearest(name, timm.list_models()),
             )
         )
     try:
-        return timm.create_model(name, features_only=True, pretrained=pretrained)
+        return timm.create_model(name, features_only=True)
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         raise SetupError(
             Problem(
-                where="backbone.name",
+                where="detector.backbone.name",
                 given=f'timm\'s "{name}" gives no feature maps ({error})',
                 allowed="a model that timm can build with features_only=True",
             )
         ) from error
 
 
-def _leading_modules(body: nn.Module, frozen_stages: int) -> list[nn.Module]:
-    """The modules that run up to the map number `frozen_stages`, in the order in which timm runs them."""
-    if frozen_stages == 0:
-        return []
-    last = body.feature_info.get_dicts()[frozen_stages - 1]["module"]
-    names = [name for name, _ in body.named_modules()]
-    end = max(i for i, name in enumerate(names) if name == last or name.startswith(last + "."))
-    modules = dict(body.named_modules())
-    return [modules[name] for name in names[1 : end + 1] if not list(modules[name].children())]
+def _fetch(name: str) -> Any:
+    try:
+        return timm.create_model(name, features_only=True, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DownloadError(
+            Problem(
+                where="detector.backbone.weights",
+                given=f'timm\'s weights of "{name}" could not be fetched ({error})',
+                remedy="give a file with detector.backbone.weights=FILE (null starts from random numbers)",
+            )
+        ) from error
+
+
+def _check_frozen_stages(name: str, frozen_stages: int, num_maps: int) -> None:
+    if frozen_stages > num_maps:
+        raise SetupError(
+            Problem(
+                where="detector.backbone.frozen_stages",
+                given=str(frozen_stages),
+                allowed=f'0 to {num_maps}: timm\'s "{name}" gives {num_maps} maps',
+            )
+        )
+
+
+def _parameters_behind(body: Any, maps: Iterable[int]) -> set[str]:
+    """Names of the parameters that the maps of those numbers depend on: those through which a gradient flows.
+
+    Found by a run without numbers, since no name or order says it for every model.
+    """
+    model = copy.deepcopy(body).requires_grad_().eval().to("meta")
+    size = body.pretrained_cfg["input_size"]
+    with torch.enable_grad(), torch.device("meta"):
+        outputs = model(torch.zeros(1, *size))
+        total = sum((outputs[index].sum() for index in maps), start=torch.zeros(()))
+    if not total.requires_grad:
+        return set()
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+
+
+class SyncBatchNormAct(SyncBatchNorm):
+    """A timm batch norm, with its dropout and activation, on the statistics of all processes."""
+
+    def __init__(self, norm: nn.BatchNorm2d, *, drop: nn.Module, act: nn.Module) -> None:
+        super().__init__(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+        self.drop, self.act = drop, act
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
+def _synchronise(module: nn.Module) -> nn.Module:
+    if isinstance(module, nn.BatchNorm2d):
+        synchronised = (
+            SyncBatchNormAct(module, drop=module.get_submodule("drop"), act=module.get_submodule("act"))
+            if isinstance(module, BatchNormAct2d)
+            else SyncBatchNorm(module.num_features, eps=module.eps, momentum=module.momentum)
+        )
+        synchronised.load_state_dict(module.state_dict())
+        return synchronised
+    for name, child in module.named_children():
+        module.add_module(name, _synchronise(child))
+    return module
+
+
+def _unchanged(module: nn.Module) -> nn.Module:
+    return module
+
+
+_CONVERSIONS: dict[TimmNorm, Callable[[nn.Module], nn.Module]] = {
+    "frozen": freeze_batch_norm_2d,
+    "batch": _unchanged,
+    "sync": _synchronise,
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
 from rcnn.backbones.interface import AbstractBackbone, freeze
 
@@ -18,9 +18,13 @@ class VGG16Backbone(AbstractBackbone):
         super().__init__()
         self.channels = (512,)
         self.strides_px = (16,)
-        self.features = torchvision.models.vgg16(weights=None).features[:30]
-        convs = [module for module in self.features if hasattr(module, "weight")]
+        layers = list(torchvision.models.vgg16(weights=None).features.children())[:30]
+        self.features = nn.Sequential(*layers)
+        convs = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
         freeze(*convs[:frozen_convs])
+
+    def keep_maps(self, count: int) -> None:
+        """There is one map, and whoever uses a backbone uses a map."""
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         return (self.features(pixels),)

@@ -43,6 +43,7 @@ class FPN(AbstractNeck):
         self.lateral = nn.ModuleList(_convolution(count, channels, 1, make_norm) for count in used)
         self.output = nn.ModuleList(_convolution(channels, channels, 3, make_norm) for _ in used)
         self.num_roi_levels = len(used)
+        self.num_maps_used = len(in_channels)
         if extra == "pool":
             strides.append(strides[-1] * 2)
         elif extra != "none":

@@ -14,9 +14,10 @@ class SingleMap(AbstractNeck):
 
     def __init__(self, *, in_channels: Sequence[int], in_strides_px: Sequence[int], index: int = -1) -> None:
         super().__init__()
-        self.index = index
-        self.channels = in_channels[index]
-        self.strides_px = (in_strides_px[index],)
+        self.index = range(len(in_channels))[index]
+        self.num_maps_used = self.index + 1
+        self.channels = in_channels[self.index]
+        self.strides_px = (in_strides_px[self.index],)
         self.num_roi_levels = 1
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
