@@ -26,8 +26,8 @@ def cell_anchors(
 ) -> Float[Tensor, "anchors 4"]:
     """The anchors of one cell around its origin, ratio-major: all sizes of the first ratio, then of the next.
 
-    An anchor of size s and ratio r is s * sqrt(r) high and s / sqrt(r) wide. `rounded` moves the corners to integers, as
-    torchvision does.
+    An anchor of size s and ratio r is s * sqrt(r) high and s / sqrt(r) wide. `rounded` moves the corners to integers,
+    as torchvision does.
     """
     sizes = torch.tensor(sizes_px, dtype=torch.float64)
     root = torch.tensor(heights_over_widths, dtype=torch.float64).sqrt()

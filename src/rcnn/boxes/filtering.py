@@ -16,7 +16,7 @@ from rcnn.records import Detections
 class DetectionFilter:
     """Scores above the threshold, sides of at least `min_side_px`, NMS per class, the best `max_detections`.
 
-    The giver leaves out scores at or below `score_threshold` before it decodes boxes: most are, and decoding them costs.
+    The giver leaves out scores at or below `score_threshold` before it decodes boxes: most are, and decoding costs.
     """
 
     score_threshold: float = 0.05

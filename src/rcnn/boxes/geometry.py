@@ -54,7 +54,7 @@ def giou(a_xyxy: Float[Tensor, "a 4"], b_xyxy: Float[Tensor, "b 4"]) -> Float[Te
 
 
 def overlap_share(boxes_xyxy: Float[Tensor, "a 4"], regions_xyxy: Float[Tensor, "b 4"]) -> Float[Tensor, "a b"]:
-    """The share of each box that lies in each region (intersection over the box's own area); 0 for a box without area."""
+    """The share of each box's area that lies in each region; 0 for a box without area."""
     return intersection(boxes_xyxy, regions_xyxy) / area(boxes_xyxy)[:, None].clamp(min=1e-9)
 
 

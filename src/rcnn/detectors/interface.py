@@ -15,7 +15,7 @@ class AbstractDetector(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, batch: ImageBatch, targets: Sequence[Target]) -> Losses:
-        """Every loss term of the batch, as scalars; defined for pictures without boxes. Their sum is what is trained."""
+        """Every loss term of the batch as a scalar, also for pictures without boxes. Their sum is what is trained."""
 
     @abstractmethod
     def predict(self, batch: ImageBatch) -> list[Detections]:

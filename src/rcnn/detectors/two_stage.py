@@ -19,7 +19,7 @@ from rcnn.transforms.batching import ImageNormalizer
 
 
 class TwoStageDetector(AbstractDetector):
-    """Backbone and neck give a pyramid, the first stage proposals on it, the second stage classes and boxes for them."""
+    """Backbone and neck give a pyramid, the first stage proposals on it, the second stage their classes and boxes."""
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ Letters: R regions, C channels, S pooled size, D features, K classes, B = K or 1
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch.nn.functional as F
@@ -43,7 +44,7 @@ class TwoFCHead(nn.Module):
 
 
 class ConvFCHead(nn.Module):
-    """`num_convs` 3x3 convolutions with norm and ReLU, then one fully connected layer (torchvision's v2, Group Norm paper)."""
+    """`num_convs` 3x3 convolutions with norm and ReLU, then one fully connected layer (torchvision's v2)."""
 
     def __init__(
         self,
@@ -58,9 +59,7 @@ class ConvFCHead(nn.Module):
         super().__init__()
         self.out_features = features
         widths = [in_channels] + [channels] * num_convs
-        self.convs = nn.ModuleList(
-            _convolution(before, after, make_norm) for before, after in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(_convolution(before, after, make_norm) for before, after in pairwise(widths))
         self.fc = nn.Linear(widths[-1] * pooled_size**2, features)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

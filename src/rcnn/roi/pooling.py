@@ -26,10 +26,10 @@ Pool = Callable[..., Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class LevelMap:
-    """The FPN paper's rule: a region of side `canonical_size_px` belongs to level `canonical_level`, twice that one above.
+    """The FPN paper's rule: side `canonical_size_px` belongs to level `canonical_level`, twice that side to the next.
 
-    Level k has stride 2^k. `epsilon` keeps sides on a border from falling by rounding; where the systems add it differs:
-    "outside" the logarithm in torchvision, "inside" in MMDetection and detectron2.
+    Level k has stride 2^k. `epsilon` keeps sides on a border from falling by rounding; the systems add it in different
+    places: "outside" the logarithm in torchvision, "inside" in MMDetection and detectron2.
     """
 
     canonical_size_px: float = 224
@@ -73,7 +73,7 @@ class RoIPooling:
 
 
 def align(*, sampling_ratio: int, aligned: bool) -> Pool:
-    """RoIAlign (He et al., 2017). torchvision's detectors: ratio 2, not aligned; MMDetection, detectron2: 0, aligned."""
+    """RoIAlign (He et al., 2017). torchvision: ratio 2, not aligned; MMDetection and detectron2: 0, aligned."""
     return partial(roi_align, sampling_ratio=sampling_ratio, aligned=aligned)
 
 

@@ -84,8 +84,8 @@ class RoIStage(nn.Module):
         wanted = self.coder.encode(truth[foreground], references[foreground])
         return {
             "roi_classification": F.cross_entropy(logits, labels, reduction="sum") / count,
-            # The zero keeps every parameter in the graph where there is no foreground.
-            "roi_box": (self.box_loss(deltas[foreground, column], wanted) + deltas.sum() * 0) / count,
+            # Also where there is no foreground: a sum over no regions is zero, and keeps the parameters in the graph.
+            "roi_box": self.box_loss(deltas[foreground, column], wanted) / count,
         }
 
     @torch.no_grad()
@@ -106,7 +106,8 @@ class RoIStage(nn.Module):
     def predict(self, levels: Levels, proposals: Sequence[Proposals]) -> list[Detections]:
         """Detections per picture in network-input pixels, best first."""
         boxes = [found.boxes_xyxy for found in proposals]
-        return self.detect(*self(levels, boxes), boxes, levels.image_sizes)
+        logits, deltas = self(levels, boxes)
+        return self.detect(logits, deltas, boxes, levels.image_sizes)
 
     def detect(
         self, logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], image_sizes: Sequence[Size]
@@ -114,8 +115,9 @@ class RoIStage(nn.Module):
         """Detections per picture from the predictor's output for `boxes`."""
         counts = [len(of_image) for of_image in boxes]
         scores = F.softmax(logits.to(boxes[0].dtype), dim=1)[:, : self.num_classes]
-        parts = zip(deltas.to(boxes[0].dtype).split(counts), boxes, scores.split(counts), image_sizes, strict=True)
-        return [self._detect(*part) for part in parts]
+        deltas = deltas.to(boxes[0].dtype)
+        parts = zip(deltas.split(counts), boxes, scores.split(counts), image_sizes, strict=True)
+        return [self._detect(of_image, references, some, size) for of_image, references, some, size in parts]
 
     def _detect(self, deltas: Tensor, references_xyxy: Tensor, scores: Tensor, size: Size) -> Detections:
         index = (scores > self.detection_filter.score_threshold).flatten().nonzero().flatten()
