@@ -20,12 +20,19 @@ def test_create_makes_the_places(tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
-    RunFolder.create(tmp_path / "one", recipe="first")
+    RunFolder.create(tmp_path / "one", recipe="first").last.write_bytes(b"weights")
     with pytest.raises(
         RunError, match=r"holds a run already; go on with it: rcnn train --resume .*one; or choose another"
     ):
         RunFolder.create(tmp_path / "one", recipe="second")
     assert (tmp_path / "one" / "recipe.yaml").read_text() == "first"
+
+
+def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, recipe="first")
+    run.log({"step": 1})
+    assert list(RunFolder.create(tmp_path, recipe="second").rows()) == []
+    assert run.recipe.read_text() == "second"
 
 
 def test_a_folder_with_other_things_may_be_used(tmp_path: Path) -> None:

@@ -146,8 +146,7 @@ def test_a_finished_run_has_nothing_left(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run_training(folder, epochs=1)
     before = (folder / "metrics.jsonl").read_text()
-    with pytest.raises(IndexError):  # no evaluation was made, so the fake has no table to give
-        run_training(folder, epochs=1, resume=True)
+    assert run_training(folder, epochs=1, resume=True) is None  # no evaluation was made
     assert (folder / "metrics.jsonl").read_text() == before
 
 
@@ -219,6 +218,14 @@ def test_previews_become_files(tmp_path: Path) -> None:
     simple(tmp_path, evaluate=lambda: {"AP": 0.5}, on_preview=lambda: {"image-7": pixels})
     with Image.open(tmp_path / "predictions" / "step-000006" / "image-7.png") as image:
         np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
+def test_pictures_that_cannot_be_written(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, recipe="")
+    (run.predictions / "step-000006").write_text("a file where the folder should be")
+    with pytest.raises(RunError, match=r"curves and pictures cannot be written: File exists; go on from the last"):
+        simple(tmp_path, run=run, evaluate=lambda: {"AP": 0.5}, on_preview=lambda: {"a": np.zeros((1, 1, 3), np.uint8)})
+    assert run.last.exists()
 
 
 def test_a_loader_that_ends_early(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -10,6 +11,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from rcnn.engine.progress import StepReport
 from rcnn.engine.run_folder import RunFolder
+from rcnn.errors import Problem, RunError
 
 # Pictures as H x W x 3 uint8, by the name of their file.
 Pictures = Mapping[str, np.ndarray]
@@ -31,26 +33,41 @@ class Journal:
         row = _mean_row(self._window)
         self._window = []
         self._run.log({"kind": "train", **row})
-        for name, value in row.items():
-            if name not in ("step", "epoch"):
-                self._events.add_scalar(f"train/{name}", value, report.step)
+        with _disk_errors(self._run):
+            for name, value in row.items():
+                if name not in ("step", "epoch"):
+                    self._events.add_scalar(f"train/{name}", value, report.step)
 
     def evaluated(self, metrics: Mapping[str, float], *, step: int, epoch: int) -> None:
         self._run.log({"kind": "evaluation", "step": step, "epoch": epoch, **metrics})
-        for name, value in metrics.items():
-            self._events.add_scalar(f"evaluation/{name}", value, step)
-        self._events.flush()
+        with _disk_errors(self._run):
+            for name, value in metrics.items():
+                self._events.add_scalar(f"evaluation/{name}", value, step)
+            self._events.flush()
 
     def pictured(self, pictures: Pictures, *, step: int) -> None:
         """Saves pictures as predictions/step-N/NAME.png and shows them in TensorBoard."""
         folder = self._run.predictions / f"step-{step:06}"
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, pixels in pictures.items():
-            Image.fromarray(pixels).save(folder / f"{name}.png")
-            self._events.add_image(f"predictions/{name}", pixels, step, dataformats="HWC")
+        with _disk_errors(self._run):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, pixels in pictures.items():
+                Image.fromarray(pixels).save(folder / f"{name}.png")
+                self._events.add_image(f"predictions/{name}", pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        self._events.close()
+        # Of a disk that is full another write has told already; the end of a run must not hide why it ended.
+        with contextlib.suppress(OSError):
+            self._events.close()
+
+
+@contextlib.contextmanager
+def _disk_errors(run: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        given = f"curves and pictures cannot be written: {error.strerror or error}"
+        remedy = f"go on from the last checkpoint: rcnn train --resume {run.path}"
+        raise RunError(Problem(where=str(run.path), given=given, remedy=remedy)) from error
 
 
 def _mean_row(window: Sequence[StepReport]) -> dict[str, float]:

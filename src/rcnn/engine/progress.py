@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from rich.console import Console, Group
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 SMOOTHING = 0.9
@@ -177,12 +178,10 @@ class BarProgress:
     def stepped(self, report: StepReport) -> None:
         self._smoothed.add(report)
         bar = ProgressBar(total=report.total_steps, completed=report.step)
-        self._show(Group(Text(place(report)), bar, Text(self._smoothed.describe(report))))
+        self._show(Text(place(report)), bar, Text(self._smoothed.describe(report)))
 
     def predicted(self, images: int, total_images: int) -> None:
-        self._show(
-            Group(Text(f"evaluating {images}/{total_images}"), ProgressBar(total=total_images, completed=images))
-        )
+        self._show(Text(f"evaluating {images}/{total_images}"), ProgressBar(total=total_images, completed=images))
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         self.noted(metrics_line(step, metrics))
@@ -193,10 +192,13 @@ class BarProgress:
     def finished(self) -> None:
         self._live.stop()
 
-    def _show(self, lines: Group) -> None:
+    def _show(self, *lines: RenderableType) -> None:
         if not self._live.is_started:
             self._live.start()
-        self._live.update(lines)
+        table = Table.grid(expand=True)
+        for line in lines:
+            table.add_row(line)
+        self._live.update(table)
 
 
 def place(report: StepReport) -> str:

@@ -54,13 +54,17 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, *, recipe: str) -> RunFolder:
-        """A new run. Raises RunError where the folder cannot be written, or holds a run (nothing is overwritten)."""
+        """A new run. Raises RunError where the folder cannot be written, or holds a run (nothing is overwritten).
+
+        A run that ended before its first checkpoint left nothing to go on from: its folder may be used again.
+        """
         run = cls(path)
-        if run.recipe.exists() or run.last.exists():
+        if run.last.exists() or run.best.exists():
             remedy = f"go on with it: rcnn train --resume {path}; or choose another name"
             raise RunError(Problem(where=str(path), given="holds a run already", remedy=remedy))
         run._make_folders()
         write_atomically(run.recipe, recipe.encode())
+        run.rewind(0)
         return run
 
     @classmethod
@@ -69,7 +73,7 @@ class RunFolder:
         run = cls(path)
         if not run.last.exists():
             given = "has no checkpoint to go on from" if run.recipe.exists() else "is not the folder of a run"
-            remedy = f"expected is {run.last}; start a new run without --resume"
+            remedy = f"expected is {run.last}; start it without --resume"
             raise RunError(Problem(where=str(path), given=given, remedy=remedy))
         run._make_folders()
         return run
