@@ -69,16 +69,22 @@ class AnchorGenerator:
     ) -> list[Float[Tensor, "anchors 4"]]:
         """Anchors per level in network-input pixels, row-major over the cells, the anchors of a cell together."""
         return [
-            self._level(cell.to(device=device, dtype=dtype), shape, padded_size)
+            self._level(cell, shape, padded_size, dtype=dtype, device=device)
             for cell, shape in zip(self.cells, shapes, strict=True)
         ]
 
-    def _level(self, cell: Tensor, shape: LevelShape, padded_size: Size) -> Tensor:
+    def _level(
+        self, cell: Tensor, shape: LevelShape, padded_size: Size, *, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
         stride_y, stride_x = shape.stride_px, shape.stride_px
         if self.stride_rule == "image_over_grid":
             stride_y, stride_x = padded_size.height // shape.height, padded_size.width // shape.width
-        y = (torch.arange(shape.height, device=cell.device, dtype=cell.dtype) + self.centre_offset) * stride_y
-        x = (torch.arange(shape.width, device=cell.device, dtype=cell.dtype) + self.centre_offset) * stride_x
+        # The offset is added before the cast, as in simple-faster-rcnn: which of two anchors overlaps a box most can
+        # hang on the last bit.
+        offset = cell.new_tensor((stride_x, stride_y, stride_x, stride_y)) * self.centre_offset
+        cell = (cell + offset).to(dtype).to(device)
+        y = torch.arange(shape.height, device=device, dtype=dtype) * stride_y
+        x = torch.arange(shape.width, device=device, dtype=dtype) * stride_x
         y, x = torch.meshgrid(y, x, indexing="ij")
         shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
         return (shifts + cell).reshape(-1, 4)
