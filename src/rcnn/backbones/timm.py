@@ -23,19 +23,15 @@ class TimmBackbone(AbstractBackbone):
     """The maps of `name` at strides 4 and coarser.
 
     `norm` is what becomes of its batch norms. `frozen_stages`: all that so many leading maps of the model depend on is
-    not trained (1: all up to the map at stride 2, where the model has one). `pretrained` fetches timm's own weights.
-    Raises `SetupError` for a model that is not there or gives no maps, `DownloadError` where its weights do not come.
+    not trained (1: all up to the map at stride 2, where the model has one). Starts from random numbers.
+    Raises `SetupError` for a model that is not there or gives no maps.
     """
 
-    def __init__(
-        self, *, name: str, norm: TimmNorm = "frozen", frozen_stages: int = 0, pretrained: bool = False
-    ) -> None:
+    def __init__(self, *, name: str, norm: TimmNorm = "frozen", frozen_stages: int = 0) -> None:
         super().__init__()
         body = _create(name)
         info = body.feature_info.get_dicts()
         _check_frozen_stages(name, frozen_stages, len(info))
-        if pretrained:
-            body = _fetch(name)
         self.num_skipped = sum(entry["reduction"] < 4 for entry in info)
         self.channels = tuple(entry["num_chs"] for entry in info[self.num_skipped :])
         self.strides_px = tuple(entry["reduction"] for entry in info[self.num_skipped :])
@@ -81,9 +77,10 @@ def _create(name: str) -> Any:  # timm's feature models share attributes, but no
         ) from error
 
 
-def _fetch(name: str) -> Any:
+def imagenet_tensors(name: str) -> dict[str, Tensor]:
+    """timm's own weights of the model's `body`, fetched where they are not at hand; else `DownloadError`."""
     try:
-        return timm.create_model(name, features_only=True, pretrained=True)
+        return timm.create_model(name, features_only=True, pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
         raise DownloadError(
             Problem(

@@ -21,7 +21,7 @@ from rcnn.backbones.pretrained import (
     read_tensors,
 )
 from rcnn.backbones.resnet import ResNetBackbone
-from rcnn.backbones.timm import TimmBackbone
+from rcnn.backbones.timm import TimmBackbone, imagenet_tensors
 from rcnn.backbones.vgg import VGG16Backbone
 from rcnn.boxes.coding import DeltaCoder
 from rcnn.boxes.filtering import DetectionFilter
@@ -123,19 +123,17 @@ def build_backbone(spec: BackboneSpec) -> AbstractBackbone:
         case EfficientNetLite0Spec():
             return TimmBackbone(name="tf_efficientnet_lite0", norm=spec.norm, frozen_stages=spec.frozen_stages)
         case TimmSpec():
-            return TimmBackbone(
-                name=spec.name,
-                norm=spec.norm,
-                frozen_stages=spec.frozen_stages,
-                pretrained=spec.weights == "imagenet",
-            )
+            return TimmBackbone(name=spec.name, norm=spec.norm, frozen_stages=spec.frozen_stages)
 
 
 def load_imagenet(backbone: AbstractBackbone, spec: BackboneSpec) -> dict[str, Tensor]:
     """Start the backbone from the weights that the recipe names; what belongs to a classifier comes back."""
-    if spec.weights is None or (isinstance(spec, TimmSpec) and spec.weights == "imagenet"):
+    if spec.weights is None:
         return {}
-    tensors = read_tensors(_weights_file(spec))
+    if isinstance(spec, TimmSpec) and spec.weights == "imagenet":
+        tensors = imagenet_tensors(spec.name)
+    else:
+        tensors = read_tensors(_weights_file(spec))
     target: nn.Module = backbone
     if isinstance(backbone, TimmBackbone):
         target = backbone.body
