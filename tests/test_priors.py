@@ -1,0 +1,75 @@
+"""Anchors: the published table of the paper's code, order, frame, and one tall anchor."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from rcnn.priors import AnchorGenerator, cell_anchors
+from rcnn.records import LevelShape, Size
+
+CPU = torch.device("cpu")
+
+
+def test_a_tall_anchor_is_tall() -> None:
+    # Size 16, height over width 4: 32 high, 8 wide.
+    assert cell_anchors([16], [4.0]).tolist() == [[-4, -16, 4, 16]]
+
+
+def test_order_in_a_cell_is_by_ratio_then_size() -> None:
+    anchors = cell_anchors([10, 20], [1.0, 4.0])
+    # 10 x 10, 20 x 20, then half as wide and twice as high.
+    assert anchors.tolist() == [[-5, -5, 5, 5], [-10, -10, 10, 10], [-2.5, -10, 2.5, 10], [-5, -20, 5, 20]]
+
+
+def test_torchvisions_rounded_table() -> None:
+    # 32 * sqrt(0.5) / 2 = 11.31 and 32 / sqrt(0.5) / 2 = 22.63.
+    rounded = cell_anchors([32], [0.5, 1.0, 2.0], rounded=True)
+    assert rounded.tolist() == [[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]]
+
+
+def test_row_major_over_the_cells() -> None:
+    generator = AnchorGenerator(sizes_px=((8.0,),), heights_over_widths=(1.0,))
+    (anchors,) = generator([LevelShape(height=2, width=3, stride_px=16)], Size(32, 48), dtype=torch.float32, device=CPU)
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    assert centres.tolist() == [[0, 0], [16, 0], [32, 0], [0, 16], [16, 16], [32, 16]]
+
+
+def test_the_anchors_of_a_cell_stay_together() -> None:
+    generator = AnchorGenerator(sizes_px=((8.0, 16.0),), heights_over_widths=(1.0,))
+    (anchors,) = generator([LevelShape(height=1, width=2, stride_px=4)], Size(4, 8), dtype=torch.float32, device=CPU)
+    assert (anchors[:, 2] - anchors[:, 0]).tolist() == [8, 16, 8, 16]
+    assert generator.num_per_cell == 2
+
+
+def test_the_centre_of_a_cell() -> None:
+    generator = AnchorGenerator(sizes_px=((16.0,),), heights_over_widths=(1.0,), centre_offset=0.5)
+    (anchors,) = generator([LevelShape(height=1, width=1, stride_px=16)], Size(16, 16), dtype=torch.float32, device=CPU)
+    assert anchors.tolist() == [[0, 0, 16, 16]]
+
+
+def test_strides_of_a_rounded_up_level() -> None:
+    # 608 px: P6 has 10 cells. 608 // 10 = 60 px apart as torchvision infers it, 64 nominally.
+    shape, size = LevelShape(height=10, width=10, stride_px=64), Size(608, 608)
+    for rule, step in (("image_over_grid", 60), ("nominal", 64)):
+        generator = AnchorGenerator(sizes_px=((8.0,),), heights_over_widths=(1.0,), stride_rule=rule)
+        (anchors,) = generator([shape], size, dtype=torch.float32, device=CPU)
+        assert (anchors[1] - anchors[0]).tolist() == [step, 0, step, 0]
+        assert (anchors[10] - anchors[0]).tolist() == [0, step, 0, step]
+
+
+def test_an_empty_level() -> None:
+    generator = AnchorGenerator(sizes_px=((8.0,),))
+    (anchors,) = generator([LevelShape(height=0, width=3, stride_px=4)], Size(0, 12), dtype=torch.float32, device=CPU)
+    assert anchors.shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_generator_serves_every_precision(dtype: torch.dtype) -> None:
+    generator = copy.deepcopy(AnchorGenerator(sizes_px=((8.0,), (16.0,))))
+    shapes = [LevelShape(height=2, width=2, stride_px=4), LevelShape(height=1, width=1, stride_px=8)]
+    anchors = generator(shapes, Size(8, 8), dtype=dtype, device=CPU)
+    assert [(len(of_level), of_level.dtype) for of_level in anchors] == [(12, dtype), (3, dtype)]
+    assert generator.num_levels == 2
