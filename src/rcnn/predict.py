@@ -17,6 +17,7 @@ from torch import Tensor
 from rcnn.config.text import from_yaml
 from rcnn.data.folder import describe
 from rcnn.data.image import read_image
+from rcnn.detectors.preparation import prepared_detector
 from rcnn.detectors.two_stage import TwoStageDetector
 from rcnn.engine.accelerator import Device, build_accelerator
 from rcnn.engine.checkpoint import CheckpointMeta, load_into, read_weights
@@ -109,7 +110,9 @@ def make_predictor(
     if dtype is None:
         raise SetupError(Problem(where="precision", given=precision, allowed="float32, bf16"))
     detector = detector.eval().to(chosen)
-    return Predictor(detector=detector.prepared(dtype), recipe=recipe, classes=meta.classes, device=chosen, dtype=dtype)
+    return Predictor(
+        detector=prepared_detector(detector, dtype), recipe=recipe, classes=meta.classes, device=chosen, dtype=dtype
+    )
 
 
 def choose_device(device: Device) -> torch.device:

@@ -30,8 +30,8 @@ class ImageSpec(Spec):
     std: Triple = (58.395, 57.12, 57.375)
     short_side: Positive = 800
     max_long_side: Positive = 1333
-    rounding: Literal["floor", "round"] = "floor"
-    kernel: Literal["bilinear_float", "bilinear_uint8_antialias"] = "bilinear_float"
+    rounding: Literal["floor", "round", "round_half_up"] = "floor"
+    kernel: Literal["bilinear_float", "bilinear_float_mirror", "bilinear_uint8_antialias"] = "bilinear_float"
     divisor: Positive = 32
     """Batches are padded to a multiple of it."""
 

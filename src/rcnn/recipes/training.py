@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from rcnn.config.edit import edit
 from rcnn.config.text import from_yaml, to_yaml
 from rcnn.data.folder import describe
 from rcnn.data.loading import BatchLoader
+from rcnn.detectors.preparation import prepared_detector
 from rcnn.detectors.two_stage import TwoStageDetector
 from rcnn.engine import optimizer as optimizers
 from rcnn.engine.accelerator import Device, build_accelerator
@@ -67,8 +69,8 @@ def train(
 
     `data` sets the recipe's `data.path`. `init_from` starts from a checkpoint of ours, not from ImageNet weights:
     tensors that depend on the classes are taken if the classes are the same, and left random otherwise, which is said.
-    Errors: `RecipeError`, `DataError`, `SetupError`, `CheckpointError`, `DownloadError`, `RunError`; `Interrupted` after
-    SIGINT or SIGTERM, with everything saved.
+    Errors: `RecipeError`, `DataError`, `SetupError`, `CheckpointError`, `DownloadError`, `RunError`; `Interrupted`
+    after SIGINT or SIGTERM, with everything saved.
     """
     recipe = edit(recipe, {"data.path": data}) if data is not None else recipe
     shown = progress or SilentProgress()
@@ -177,8 +179,9 @@ class _Training:
 
     def _evaluate(self, detector: TwoStageDetector, loader: BatchLoader | None) -> Evaluation:
         assert loader is not None and self.splits.evaluation is not None
+        # Prepared in float32, whatever the precision of the training: the numbers shall be those of `rcnn eval`.
         found = predict_all(
-            detector,
+            prepared_detector(detector, torch.float32),
             loader,
             accelerator=self.accelerator,
             on_batch=PredictionCounter(self.progress, total_images=len(self.splits.evaluation)),
