@@ -19,7 +19,7 @@ LAYERS = {
     "engine": 6,
     "recipes": 7,
     "predict": 8, "export": 8, "explain": 8, "converters": 8,
-    "cli": 9, "web": 9,
+    "cli": 9, "web": 9, "__main__": 9,
 }  # fmt: skip
 
 # Neighbours in a layer that must not see each other.
