@@ -82,11 +82,17 @@ _OLD_NAMES = (
 
 def modern_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict under the names of release 0.13 and later."""
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
+    problems = []
     for key, value in state.items():
+        name = key
         for old, new in _OLD_NAMES:
-            key = re.sub(rf"^{old}$", new, key)
-        renamed[key] = value
+            name = re.sub(rf"^{old}$", new, name)
+        if name in renamed:
+            problems.append(Problem(where=key, given=f"{name} is there under its old and its new name"))
+        renamed[name] = value
+    if problems:
+        raise CheckpointError(problems)
     return renamed
 
 
@@ -215,7 +221,7 @@ class ConversionReport:
         lines = [
             f"{self.source}: torchvision, the structure of {self.recipe_name}, {len(self.classes)} classes",
             *(f"assumed: {text}" for text in self.assumptions),
-            f"{len(self.converted.names)} tensors converted, {len(self.converted.dropped)} left out for a stated reason",
+            f"{len(self.converted.names)} tensors converted, {len(self.converted.dropped)} left out for a reason",
         ]
         if keys:
             lines += [f"  {theirs} -> {ours}" for theirs, ours in self.converted.names.items()]
@@ -244,12 +250,13 @@ def convert_file(
             assumptions.append("the 320-pixel model, by the name of the file (the keys cannot tell)")
         else:
             assumptions.append("800 pixels; for the 320-pixel model: --recipe faster_rcnn_mobilenet_v3_large_320_fpn")
-    if model.published_on_coco and not overrides:
+    if model.published_on_coco:
         chosen = edit(chosen, {"detector.backbone.norm_eps": 0.0})
-        assumptions.append(
-            "the epsilon of the batch norms is 0, as torchvision sets it for its COCO_V1 weights; for a model that "
-            "was trained from ImageNet weights alone add detector.backbone.norm_eps=1e-5"
-        )
+        if not any(override.startswith("detector.backbone.norm_eps=") for override in overrides):
+            assumptions.append(
+                "the epsilon of the batch norms is 0, as torchvision sets it for its COCO_V1 weights; for a model that "
+                "was trained from ImageNet weights alone add detector.backbone.norm_eps=1e-5"
+            )
     chosen = resolve_recipe(chosen, overrides).spec
     converted = model.key_map.to_ours(modern)
     detector = build_detector(chosen.detector, num_classes=len(model.classes), pretrained=False)
