@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from rcnn.engine import atomic_file
+from rcnn import atomic_file
 from rcnn.engine.checkpoint import CheckpointMeta, load_into, read_meta, read_weights, save_weights
 from rcnn.errors import CheckpointError, RunError
 from rcnn.records import ClassTable
@@ -82,9 +82,12 @@ def test_a_full_disk_keeps_the_previous_file(file: Path, monkeypatch: pytest.Mon
     assert os.listdir(file.parent) == [file.name]
 
 
-def test_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="cannot be written: No such file or directory"):
-        save_weights(tmp_path / "absent" / "w.safetensors", weights(), META)
+def test_a_missing_folder_is_made(tmp_path: Path) -> None:
+    save_weights(tmp_path / "absent" / "w.safetensors", weights(), META)
+    assert read_meta(tmp_path / "absent" / "w.safetensors") == META
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file: cannot be written: File exists; choose another place"):
+        save_weights(tmp_path / "file" / "w.safetensors", weights(), META)
 
 
 def refusal(path: Path) -> str:

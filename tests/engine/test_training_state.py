@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from rcnn.engine import atomic_file, training_state
+from rcnn import atomic_file
+from rcnn.engine import training_state
 from rcnn.engine.checkpoint import CheckpointMeta
 from rcnn.engine.random_state import capture_random_state, random_state_kept, restore_random_state, seed_everything
 from rcnn.engine.training_state import TrainingState, read_pair, read_training_state, save_pair, state_path

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pytest
 
 from rcnn.errors import DataError, RunError
-from rcnn.evaluation.files import read_coco_results, read_csv, write_coco_results, write_csv, write_whole
+from rcnn.evaluation.files import read_coco_results, read_csv, write_coco_results, write_csv
 from rcnn.plain_records import ClassTable
 
 CLASSES = ClassTable(names=("cat", "big, dog"), category_ids=(17, 90))
@@ -99,20 +98,6 @@ def test_every_broken_line_is_named(tmp_path) -> None:
     path.write_text("file;class\n")
     with pytest.raises(DataError, match="first line"):
         read_csv(path, CLASSES, {})
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch) -> None:
-    path = tmp_path / "kept.json"
-    write_whole(path, "old")
-
-    def full_disk(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(RunError, match="No space left on device"):
-        write_whole(path, "new")
-    assert path.read_text() == "old"
-    assert [one.name for one in tmp_path.iterdir()] == ["kept.json"]
 
 
 def test_unwritable_place_is_said(tmp_path, found) -> None:

@@ -79,8 +79,9 @@ def _compare_precisions(evaluation, checkpoint: Path, data: str, split: str | No
 def _write_files(evaluation, checkpoint, report, json_file, detections, pictures) -> None:  # type: ignore[no-untyped-def]
     import json
 
+    from rcnn.atomic_file import write_atomically
     from rcnn.data.folder import describe
-    from rcnn.evaluation.files import write_coco_results, write_whole
+    from rcnn.evaluation.files import write_coco_results
     from rcnn.recipes.judging import pictures_of
     from rcnn.recipes.judging import report as write_page
 
@@ -100,7 +101,7 @@ def _write_files(evaluation, checkpoint, report, json_file, detections, pictures
             "voc_area": evaluation.voc[1].mean_ap,
             "classes": {row.name: {"AP": row.ap, "AP50": row.ap50} for row in evaluation.coco.per_class},
         }
-        write_whole(json_file, json.dumps(numbers, indent=2) + "\n")
+        write_atomically(json_file, json.dumps(numbers, indent=2) + "\n")
         typer.echo(f"numbers: {json_file}")
     if detections is not None:
         write_coco_results(detections, evaluation.found, evaluation.truth.classes)

@@ -12,7 +12,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 import rcnn
-from rcnn.engine.atomic_file import write_atomically
+from rcnn.atomic_file import write_atomically
 from rcnn.errors import CheckpointError, Problem, nearest
 from rcnn.records import ClassTable
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rcnn.engine.atomic_file import write_atomically
+from rcnn.atomic_file import write_atomically
 from rcnn.errors import Problem, RunError
 
 
@@ -63,7 +63,7 @@ class RunFolder:
             remedy = f"go on with it: rcnn train --resume {path}; or choose another name"
             raise RunError(Problem(where=str(path), given="holds a run already", remedy=remedy))
         run._make_folders()
-        write_atomically(run.recipe, recipe.encode())
+        write_atomically(run.recipe, recipe)
         run.rewind(0)
         return run
 
@@ -119,7 +119,7 @@ class RunFolder:
         """Drops the rows after `step`: a run that goes on from there writes them again."""
         kept = [row for row in self.rows() if row["step"] <= step]
         if self.metrics.exists():
-            write_atomically(self.metrics, "".join(_line(row) for row in kept).encode())
+            write_atomically(self.metrics, "".join(_line(row) for row in kept))
 
 
 def _line(row: Mapping[str, Any]) -> str:

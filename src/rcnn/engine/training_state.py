@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from rcnn.engine.atomic_file import put_in_place, stage, staged_path
+from rcnn.atomic_file import put_in_place, stage, staged_path
 from rcnn.engine.checkpoint import Checkpoint, CheckpointMeta, StateDict, read_meta, read_weights, weights_to_bytes
 from rcnn.engine.random_state import RandomState
 from rcnn.errors import CheckpointError, Problem, RcnnError

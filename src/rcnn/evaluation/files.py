@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rcnn.errors import DataError, Problem, RunError, nearest
+from rcnn.atomic_file import write_atomically
+from rcnn.errors import DataError, Problem, nearest
 from rcnn.evaluation.table import DetectionTable
 from rcnn.plain_records import ClassTable
 
@@ -22,18 +21,29 @@ CSV_COLUMNS = ("file", "class", "score", "x1", "y1", "x2", "y2")
 _BOX_DECIMALS = 4
 
 
-def write_coco_results(path: Path, found: DetectionTable, classes: ClassTable) -> None:
-    """COCO's results: a list of image_id, category_id, bbox (x, y, width, height) and score. Raises `RunError`."""
+def write_coco_results(
+    path: Path, found: DetectionTable, classes: ClassTable, file_names: Mapping[int, str] | None = None
+) -> None:
+    """COCO's results: a list of image_id, category_id, bbox (x, y, width, height) and score. Raises `RunError`.
+
+    With `file_names` (by image id) each result says its file too: where the ids were made up, nothing else tells.
+    """
     boxes = found.boxes_xyxy
     sides = boxes[:, 2:] - boxes[:, :2]
     xywh = np.concatenate([boxes[:, :2], sides], axis=1).round(_BOX_DECIMALS).tolist()
     rows = [
-        {"image_id": image_id, "category_id": classes.category_ids[label], "bbox": box, "score": score}
+        {
+            "image_id": image_id,
+            **({"file_name": file_names[image_id]} if file_names else {}),
+            "category_id": classes.category_ids[label],
+            "bbox": box,
+            "score": score,
+        }
         for image_id, label, box, score in zip(
             found.image_ids.tolist(), found.labels.tolist(), xywh, found.scores.tolist(), strict=True
         )
     ]
-    write_whole(path, json.dumps(rows))
+    write_atomically(path, json.dumps(rows))
 
 
 def read_coco_results(path: Path, classes: ClassTable) -> DetectionTable:
@@ -68,7 +78,7 @@ def write_csv(path: Path, found: DetectionTable, classes: ClassTable, file_names
         found.image_ids.tolist(), found.labels.tolist(), found.scores.tolist(), boxes, strict=True
     ):
         writer.writerow([file_names[image_id], classes.names[label], score, *box])
-    write_whole(path, text.getvalue())
+    write_atomically(path, text.getvalue())
 
 
 def read_csv(path: Path, classes: ClassTable, image_ids: Mapping[str, int]) -> DetectionTable:
@@ -94,24 +104,6 @@ def read_csv(path: Path, classes: ClassTable, image_ids: Mapping[str, int]) -> D
         scores=np.array([row[2] for row in rows], np.float64),
         labels=np.array([classes.names.index(row[1]) for row in rows], np.int64),
     )
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes beside the place and renames into it: readers see the old file or the new one. Makes the folder.
-
-    Raises `RunError`, and leaves the old file as it was, where that cannot be done.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(data)
-        os.replace(beside, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        given = f"cannot be written ({len(data) / 1e6:.1f} MB): {error.strerror or error}"
-        raise RunError(Problem(where=str(path), given=given, remedy="choose another place or make room")) from error
 
 
 def _load_json(path: Path) -> Any:

@@ -18,9 +18,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from rcnn.atomic_file import write_atomically
 from rcnn.evaluation.charts import Series, line_chart
 from rcnn.evaluation.coco import CocoResult, ErrorResult
-from rcnn.evaluation.files import write_whole
 from rcnn.evaluation.voc import Interpolation, VocResult
 
 # A row of metrics.jsonl: "kind" is train or evaluation; "step" and numbers.
@@ -88,7 +88,7 @@ def write_report(
         training_charts=_training_charts(history),
         pictures=pictures,
     )
-    write_whole(path, page)
+    write_atomically(path, page)
 
 
 def number_text(value: float) -> str:

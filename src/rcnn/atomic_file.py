@@ -6,6 +6,8 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from rcnn.errors import Problem, RunError
@@ -50,20 +52,50 @@ def put_in_place(path: Path) -> None:
         raise RunError(_write_problem(path, 0, error)) from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """`stage` and `put_in_place`."""
-    stage(path, content)
-    put_in_place(path)
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """`stage` and `put_in_place`; makes the folder. Raises RunError, and leaves the old file as it was."""
+    make_folder(path.parent)
+    stage(path, content.encode() if isinstance(content, str) else content)
+    try:
+        put_in_place(path)
+    except RunError:
+        staged_path(path).unlink(missing_ok=True)
+        raise
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder where it is not there. Raises RunError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(_write_problem(folder, 0, error)) from error
+
+
+def refuse_unwritable(files: Iterable[Path]) -> None:
+    """Raises RunError with every file that cannot be written: asked before long work whose results they will hold."""
+    problems = []
+    for path in files:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        except OSError as error:
+            problems.append(_write_problem(path, 0, error))
+    if problems:
+        raise RunError(problems)
 
 
 def _write_problem(path: Path, num_bytes: int, error: OSError) -> Problem:
-    kept = f"the previous file is intact: {path}" if path.exists() else "no earlier file was there"
+    kept = f"the previous file is intact: {path}" if path.is_file() else "no earlier file was there"
     if error.errno not in FULL_DISK:
-        return Problem(where=str(path), given=f"cannot be written: {error.strerror}", remedy=kept)
+        given = f"cannot be written: {error.strerror or error}"
+        return Problem(where=str(path), given=given, remedy=f"choose another place; {kept}")
     return Problem(
         where=str(path),
         given=f"the disk is full: {_amount(num_bytes)} are needed, {_room(path.parent)} free",
-        remedy=f"make room and go on with --resume; {kept}",
+        remedy=f"make room and go on (a training with --resume); {kept}",
     )
 
 
