@@ -250,18 +250,18 @@ def quickstart() -> Recipe:
             roi=RoISpec(
                 pooling=RoIAlignSpec(aligned=True, level_map=LevelMapSpec(canonical_size_px=112.0)),
                 box_head=TwoFCSpec(features=256),
-                sampler=BalancedSamplerSpec(total=128, positive_fraction=0.25),
+                sampler=BalancedSamplerSpec(total=128, positive_fraction=0.5),
             ),
         ),
         train=TrainSpec(
-            epochs=10,
+            epochs=16,
             batch_size=4,
             optimizer=AdamWSpec(lr=2e-3, weight_decay=0.01),
             schedule=CosineSpec(),
             warm_up=WarmUpSpec(steps=30, factor=0.01),
             clip_norm=5.0,
         ),
-        evaluate=EvaluateSpec(every_epochs=5),
+        evaluate=EvaluateSpec(every_epochs=8),
     )
 
 
