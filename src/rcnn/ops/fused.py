@@ -104,7 +104,8 @@ class FusedConv2d(nn.Module):
         self.out_channels = weight.shape[0]
         self.uses_onednn = onednn_serves(weight)
         self._bias = bias.contiguous()
-        self._weight = weight.contiguous(memory_format=torch.channels_last)
+        # The pack is made from the usual layout: nothing is copied for it before.
+        self._weight = weight.contiguous() if self.uses_onednn else weight.contiguous(memory_format=torch.channels_last)
         self._is_packed = False
 
     def forward(self, x: Float[Tensor, "n c h w"], other: Tensor | None = None) -> Tensor:
@@ -161,74 +162,81 @@ class FusedConv2d(nn.Module):
 
     def _packed_for(self, x: Tensor) -> Tensor:
         if not self._is_packed:
-            self._weight = torch.ops.mkldnn._reorder_convolution_weight(
-                self._weight.contiguous(), *self._arguments(), list(x.shape)
-            )
+            self._weight = torch.ops.mkldnn._reorder_convolution_weight(self._weight, *self._arguments(), list(x.shape))
             self._is_packed = True
         return self._weight
 
 
+class _SharedWeight:
+    """A weight that is not copied, for it can be half of the detector: it must not change without its user knowing."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._version = None if tensor.is_inference() else tensor._version
+
+    def get(self) -> Tensor:
+        if self._version is not None and self._tensor._version != self._version:
+            raise RuntimeError("the module was trained or loaded after it was prepared: prepare it again")
+        return self._tensor
+
+
 class FusedLinear(nn.Module):
-    """activation(linear(x)), weights packed for oneDNN. Not for moving, training or saving, as `FusedConv2d`."""
+    """activation(linear(x)). Not for moving, training or saving, as `FusedConv2d`. The weight is shared, not copied."""
 
     def __init__(self, *, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"], activation: Activation) -> None:
         super().__init__()
         self.activation = activation
         self.uses_onednn = onednn_serves(weight)
         self._bias = bias.contiguous()
-        self._weight = weight.contiguous()
+        self._weight = _SharedWeight(weight)
         self._is_packed = False
 
     def forward(self, x: Float[Tensor, "*rows i"]) -> Float[Tensor, "*rows o"]:
         if not self.uses_onednn or x.numel() == 0:
-            weight = self._weight.to_dense() if self._is_packed else self._weight
-            return _IN_PLACE[self.activation](F.linear(x, weight, self._bias))
-        if not self._is_packed:
+            return _IN_PLACE[self.activation](F.linear(x, self.dense_weight(), self._bias))
+        # A pack speeds up bfloat16 alone; in float32 oneDNN reads plain rows as fast, and no second copy is needed.
+        if not self._is_packed and x.dtype == torch.bfloat16:
             rows = x.numel() // x.shape[-1]
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, rows)
+            self._weight = _SharedWeight(torch.ops.mkldnn._reorder_linear_weight(self._weight.get(), rows))
             self._is_packed = True
         return torch.ops.mkldnn._linear_pointwise(
-            x, self._weight, self._bias, self.activation.value, _scalars(self.activation), ""
+            x, self._weight.get(), self._bias, self.activation.value, _scalars(self.activation), ""
         )
+
+    def dense_weight(self) -> Float[Tensor, "o i"]:
+        weight = self._weight.get()
+        return weight.to_dense() if self._is_packed else weight
 
 
 class FusedFlatLinear(nn.Module):
-    """activation(linear(x.flatten(1))) over maps, without flattening: a convolution whose kernel covers the whole map.
+    """activation(linear(x.flatten(1))) for channels-last maps.
 
-    So channels-last maps are read as they lie, and the weight keeps its meaning [O, C * H * W].
+    Flattening them transposes (50 MB for a thousand RoIs). Where there are many, the weight's columns are put into the
+    order of channels-last maps instead, once; where there are few, that is not worth a second copy of the weight.
     """
 
     def __init__(self, *, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"], activation: Activation) -> None:
         super().__init__()
         self.activation = activation
-        self._weight: Tensor | None = weight
+        self.few = len(weight) // 2
         self._bias = bias
-        self._conv: FusedConv2d | None = None
-        self._flat: FusedLinear | None = None
+        self._map_shape: torch.Size | None = None
+        self._linear = FusedLinear(weight=weight, bias=bias, activation=activation)
 
     def forward(self, x: Tensor) -> Float[Tensor, "n o"]:
-        if x.dim() != 4:
-            return self._linear()(x.flatten(1))
-        return self._convolution(x)(x).flatten(1)
+        if self._map_shape is None and len(x) > self.few:
+            self._order_columns(x.shape[1:])
+        if self._map_shape is None:
+            return self._linear(x.flatten(1))
+        if x.shape[1:] != self._map_shape:
+            raise RuntimeError(f"a layer prepared for maps of shape {self._map_shape} was given {tuple(x.shape[1:])}")
+        return self._linear(x.movedim(1, -1).flatten(1))
 
-    def _convolution(self, x: Tensor) -> FusedConv2d:
-        if self._conv is None:
-            assert self._weight is not None
-            self._conv = FusedConv2d(
-                weight=self._weight.view(self._weight.shape[0], *x.shape[1:]),
-                bias=self._bias,
-                geometry=ConvGeometry(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1),
-                activation=self.activation,
-            )
-            self._weight = None
-        return self._conv
-
-    def _linear(self) -> FusedLinear:
-        if self._flat is None:
-            assert self._weight is not None
-            self._flat = FusedLinear(weight=self._weight, bias=self._bias, activation=self.activation)
-            self._weight = None
-        return self._flat
+    def _order_columns(self, map_shape: torch.Size) -> None:
+        weight = self._linear.dense_weight()
+        weight = weight.view(len(weight), *map_shape).movedim(1, -1).flatten(1)
+        self._linear = FusedLinear(weight=weight, bias=self._bias, activation=self.activation)
+        self._map_shape = map_shape
 
 
 # ----------------------------------------------------------------------------------------------------- the feature test

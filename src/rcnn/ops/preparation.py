@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
@@ -52,7 +51,8 @@ def prepare_for_inference(module: nn.Module, *, dtype: torch.dtype = torch.float
 
     In float32 and float64 the results equal the module's up to rounding; with bfloat16 activations are bfloat16 and so
     are the results. Tensors given to the copy are converted (dtype, channels-last). It computes no gradients, and its
-    weights are packed: it cannot be moved, trained or saved. Meant for trunks of convolutions and linear layers.
+    weights are packed: it cannot be moved, trained or saved. Linear layers may share their weights with the original;
+    if that is trained in between they refuse to run. Meant for trunks of convolutions and linear layers.
     """
     return PreparedModule(_prepared(_shared_copy(module).eval(), dtype), dtype)
 
@@ -95,7 +95,7 @@ def _prepared(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _traced(module: nn.Module) -> fx.GraphModule | None:
-    """The module as a graph, or None where its forward depends on values or is called with something else than tensors."""
+    """The module as a graph; None where its forward depends on values, or takes something else than tensors."""
     root = nn.Sequential(module) if _Tracer().is_leaf_module(module, "") else module
     try:
         with torch.no_grad():  # what depends on whether a graph is recorded must see that none is
@@ -117,7 +117,7 @@ def _convert_own_tensors(module: nn.Module, dtype: torch.dtype) -> None:
     """Floating-point tensors that the module itself holds, in the dtype of the activations; new ones, not in place."""
     for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
         if tensor is not None and tensor.is_floating_point():
-            converted = tensor.detach().to(dtype)
+            converted = tensor.detach().to(dtype, copy=True)
             if name in module._parameters:
                 converted = nn.Parameter(converted, requires_grad=False)
             setattr(module, name, converted)
@@ -134,6 +134,7 @@ class _Rewriter:
 
     def run(self) -> None:
         self._drop_identities()
+        self._ask_inputs_for_sizes()
         for node in list(self.graph.nodes):
             match self._module(node):
                 case nn.Conv2d() as conv if geometry_of(conv) is not None:
@@ -161,7 +162,7 @@ class _Rewriter:
             module = self._module(node)
             if isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0.0, 6.0):
                 return Activation.RELU6
-            return _ACTIVATION_MODULES.get(type(module))
+            return _ACTIVATION_MODULES.get(type(module)) if module is not None else None
         if node.op in ("call_function", "call_method"):
             return _ACTIVATION_FUNCTIONS.get(node.target)
         return None
@@ -186,6 +187,26 @@ class _Rewriter:
             if is_module or (node.target in _DROPOUTS and _training_argument(node) is False):
                 node.replace_all_uses_with(node.args[0])
                 self.graph.erase_node(node)
+
+    def _ask_inputs_for_sizes(self) -> None:
+        """Height and width behind a 1x1 convolution are those before it: asking there leaves its result one user less.
+
+        So the sum of a pyramid (lateral map plus the coarser one, enlarged to the lateral's size) can be fused.
+        """
+        for node in self.graph.nodes:
+            if node.target is getattr and node.args[1] == "shape" and all(map(_asks_size, node.users)):
+                source = node.args[0]
+                while self._keeps_size(source):
+                    source = source.args[0]
+                node.args = (source, "shape")
+
+    def _keeps_size(self, node: fx.Node) -> bool:
+        module = self._module(node)
+        if isinstance(module, nn.Conv2d):
+            geometry = geometry_of(module)
+            plain = ConvGeometry(stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=module.groups)
+            return geometry == plain and module.kernel_size == (1, 1)
+        return module is not None and is_fixed_norm(module)
 
     def _fuse_convolution(self, node: fx.Node, conv: nn.Conv2d) -> None:
         geometry = geometry_of(conv)
@@ -232,7 +253,7 @@ class _Rewriter:
         if user is not None and (found := self._activation(user)):
             last, activation = user, found
         weight = linear.weight.detach()
-        bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach()
+        bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().clone()
         kind: type[FusedLinear | FusedFlatLinear] = FusedLinear
         if isinstance(source, fx.Node) and self._is_flatten(source):
             kind, source = FusedFlatLinear, source.args[0]
@@ -261,6 +282,12 @@ class _Rewriter:
 
     def _is_own_tensor(self, node: fx.Node) -> bool:
         return isinstance(self._module(node), FusedConv2d) or node.target is F.interpolate
+
+
+def _asks_size(node: fx.Node) -> bool:
+    if node.target is not operator.getitem or not isinstance(node.args[1], slice):
+        return False
+    return (node.args[1].start, node.args[1].stop, node.args[1].step) == (-2, None, None)
 
 
 def _may_be_view(node: fx.Node, module: nn.Module | None) -> bool:
