@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from rcnn.predict import Predictor
+    from rcnn.engine.accelerator import Device
+    from rcnn.predict import Precision, Predictor
     from rcnn.recipes.judging import Evaluation
     from rcnn.recipes.recipe import Recipe
     from rcnn.recipes.training import TrainResult
@@ -37,6 +38,7 @@ def train(
     run_folder: str | Path,
     data: str | Path | None = None,
     init_from: str | Path | None = None,
+    device: Device = "auto",
 ) -> TrainResult:
     """Train a recipe on a folder of annotated pictures. See `rcnn.recipes.training.train`."""
     from rcnn.recipes.resolve import resolve_recipe
@@ -47,18 +49,26 @@ def train(
         run_folder=Path(run_folder),
         data=None if data is None else str(data),
         init_from=None if init_from is None else Path(init_from),
+        device=device,
     )
 
 
-def load(path: str | Path, *, precision: str = "float32") -> Predictor:
+def load(path: str | Path, *, device: Device = "auto", precision: Precision = "float32") -> Predictor:
     """A checkpoint, ready to predict. See `rcnn.predict.load`."""
     from rcnn.predict import load as read
 
-    return read(path, precision=precision)
+    return read(path, device=device, precision=precision)
 
 
-def evaluate(checkpoint: str | Path, *, data: str | Path, split: str | None = None) -> Evaluation:
+def evaluate(
+    checkpoint: str | Path,
+    *,
+    data: str | Path,
+    split: str | None = None,
+    device: Device = "auto",
+    precision: Precision = "float32",
+) -> Evaluation:
     """Every number of a checkpoint on a split of a data set. See `rcnn.predict.evaluate_checkpoint`."""
     from rcnn.predict import evaluate_checkpoint
 
-    return evaluate_checkpoint(Path(checkpoint), data=str(data), split=split)
+    return evaluate_checkpoint(Path(checkpoint), data=str(data), split=split, device=device, precision=precision)

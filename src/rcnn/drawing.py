@@ -6,15 +6,18 @@ Letters: H W height and width of a picture. Boxes are in the pixels of the pictu
 from __future__ import annotations
 
 import colorsys
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from rcnn.atomic_file import write_atomically
 from rcnn.records import ClassTable, Detections, Target
 
 Colour = tuple[int, int, int]
@@ -152,6 +155,13 @@ def contact_sheet(
         for column, picture in enumerate(row):
             sheet.paste(picture, (sum(widths[:column]) + gap_px * column, top))
     return sheet
+
+
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """As PNG, whole or not at all; makes the folder. Raises RunError."""
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    write_atomically(path, content.getvalue())
 
 
 @dataclass(frozen=True, kw_only=True)

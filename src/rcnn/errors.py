@@ -83,6 +83,8 @@ class CheckpointError(RcnnError):
     """A file of weights that cannot be used."""
 
     title = "the checkpoint cannot be used"
+    # Where a file is of another network, each of its hundreds of tensors is a mistake.
+    shown = 12
 
 
 class RunError(RcnnError):

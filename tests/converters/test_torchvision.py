@@ -164,7 +164,7 @@ def test_an_override_of_something_else_keeps_the_epsilon(
 ) -> None:
     """torchvision's COCO_V1 weights go with an epsilon of zero, whatever else is chosen."""
     state, _ = layout(CASES[0])
-    monkeypatch.setattr("rcnn.converters.torchvision.read_tensors", lambda path: state)
+    monkeypatch.setattr("rcnn.converters.torchvision._read_state", lambda path: state)
     monkeypatch.setattr("rcnn.converters.torchvision.save_weights", lambda path, tensors, meta: recipes.append(meta))
     monkeypatch.setattr("rcnn.converters.torchvision.load_into", lambda detector, tensors: None)
     recipes: list = []

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import enum
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rcnn.cli.train import Device, DeviceOption
+from rcnn.cli.options import CheckpointArgument, Device, DeviceOption, OverridesArgument, Precision, PrecisionOption
+from rcnn.cli.processes import is_first_process, leave_group
 
-
-class Precision(enum.StrEnum):
-    """Of the arithmetic on this machine."""
-
-    FLOAT32 = "float32"
-    BF16 = "bf16"
-
-
-PrecisionOption = Annotated[Precision, typer.Option("--precision", help="bf16 is faster, and moves boxes a little.")]
+if TYPE_CHECKING:
+    from rcnn.recipes.judging import Evaluation
 
 
 def command(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of ours (.safetensors).")],
+    checkpoint: CheckpointArgument,
     data: Annotated[str, typer.Option("--data", "-d", help="The folder: COCO, VOC or YOLO.")],
+    overrides: OverridesArgument = None,
     split: Annotated[
         str | None, typer.Option("--split", help='Which split; without it the recipe\'s, "val", or "test".')
     ] = None,
@@ -40,69 +35,93 @@ def command(
     """Evaluate a checkpoint: COCO AP, VOC mAP (11 points and area), per class; also under torchrun."""
     from rich.console import Console
 
+    from rcnn.atomic_file import refuse_unwritable
     from rcnn.cli.output import error_table, number_table
-    from rcnn.cli.train import _is_first_process, _leave_process_group
     from rcnn.engine.progress import progress_for
     from rcnn.predict import evaluate_checkpoint
 
-    evaluation = evaluate_checkpoint(
-        checkpoint,
-        data=data,
-        split=split,
-        device=device.value,
-        precision=precision.value,
-        progress=progress_for(Console(stderr=True)),
-    )
-    if _is_first_process():
+    refuse_unwritable(path for path in (report, json_file, detections) if path is not None)
+
+    def evaluate(precision: Precision) -> Evaluation:
+        progress = progress_for(Console(stderr=True))
+        return evaluate_checkpoint(
+            checkpoint, data=data, split=split, overrides=overrides or (), device=device.value,
+            precision=precision.value, progress=progress,
+        )  # fmt: skip
+
+    evaluation = evaluate(precision)
+    if is_first_process():
         typer.echo(number_table(evaluation))
         if errors:
             typer.echo(error_table(evaluation))
-        if precision is not Precision.FLOAT32:
-            _compare_precisions(evaluation, checkpoint, data, split, device)
-        _write_files(evaluation, checkpoint, report, json_file, detections, pictures)
-    _leave_process_group()
+        for line in _write_files(evaluation, checkpoint, report, json_file, detections, pictures):
+            typer.echo(line)
+    if precision is not Precision.FLOAT32:
+        # What the lower precision costs is never left unsaid: the same once more in float32.
+        line = _difference(evaluation, evaluate(Precision.FLOAT32), precision)
+        if is_first_process():
+            typer.echo(line)
+    leave_group(together=True)
 
 
-def _compare_precisions(evaluation, checkpoint: Path, data: str, split: str | None, device: Device) -> None:  # type: ignore[no-untyped-def]
-    """What the lower precision costs: the same evaluation in float32."""
-    import os
-
-    from rcnn.predict import evaluate_checkpoint
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return
-    plain = evaluate_checkpoint(checkpoint, data=data, split=split, device=device.value)
-    before, now = plain.coco["AP"], evaluation.coco["AP"]
-    typer.echo(f"AP in float32 {before:.4f}, here {now:.4f}: {now - before:+.4f}")
+def _difference(evaluation: Evaluation, plain: Evaluation, precision: Precision) -> str:
+    names = ("AP", "AP50")
+    pairs = [(name, plain.coco[name], evaluation.coco[name]) for name in names]
+    texts = [f"{name} {before:.4f} -> {now:.4f} ({now - before:+.4f})" for name, before, now in pairs]
+    return f"float32 -> {precision.value}: {', '.join(texts)}"
 
 
-def _write_files(evaluation, checkpoint, report, json_file, detections, pictures) -> None:  # type: ignore[no-untyped-def]
-    import json
-
+def _write_files(
+    evaluation: Evaluation,
+    checkpoint: Path,
+    report: Path | None,
+    json_file: Path | None,
+    detections: Path | None,
+    pictures: int,
+) -> list[str]:
+    """Writes what was asked for; lines that say where."""
     from rcnn.atomic_file import write_atomically
-    from rcnn.data.folder import describe
     from rcnn.evaluation.files import write_coco_results
-    from rcnn.recipes.judging import pictures_of
-    from rcnn.recipes.judging import report as write_page
 
+    lines = []
     if report is not None:
-        write_page(
-            report,
-            evaluation,
-            title=checkpoint.stem,
-            facts={"checkpoint": str(checkpoint), "data": describe(evaluation.truth)},
-            pictures=pictures_of(evaluation.truth, evaluation.found, count=pictures),
-        )
-        typer.echo(f"report: {report}")
+        _write_page(report, evaluation, checkpoint, pictures)
+        lines.append(f"report: {report}")
     if json_file is not None:
-        numbers = {
-            **dict(evaluation.coco.items()),
-            "voc_11_points": evaluation.voc[0].mean_ap,
-            "voc_area": evaluation.voc[1].mean_ap,
-            "classes": {row.name: {"AP": row.ap, "AP50": row.ap50} for row in evaluation.coco.per_class},
-        }
-        write_atomically(json_file, json.dumps(numbers, indent=2) + "\n")
-        typer.echo(f"numbers: {json_file}")
+        write_atomically(json_file, json.dumps(numbers(evaluation), indent=2) + "\n")
+        lines.append(f"numbers: {json_file}")
     if detections is not None:
         write_coco_results(detections, evaluation.found, evaluation.truth.classes)
-        typer.echo(f"detections: {detections}")
+        lines.append(f"detections: {detections}")
+    return lines
+
+
+def _write_page(path: Path, evaluation: Evaluation, checkpoint: Path, pictures: int) -> None:
+    from rcnn.data.folder import describe
+    from rcnn.recipes.judging import pictures_of, report
+
+    report(
+        path,
+        evaluation,
+        title=checkpoint.stem,
+        facts={"checkpoint": str(checkpoint), "data": describe(evaluation.truth)},
+        pictures=pictures_of(evaluation.truth, evaluation.found, count=pictures),
+    )
+
+
+def numbers(evaluation: Evaluation) -> dict[str, Any]:
+    """All numbers by name, for a program."""
+    eleven_points, area = evaluation.voc
+    classes = {
+        row.name: {"AP": row.ap, "AP50": row.ap50, "AP75": row.ap75, "AR": row.ar, "boxes": row.boxes}
+        for row in evaluation.coco.per_class
+    }
+    for of_metric, name in ((eleven_points, "voc_11_points"), (area, "voc_area")):
+        for row in of_metric.per_class:
+            classes[row.name][name] = row.ap
+    return {
+        **dict(evaluation.coco.items()),
+        "voc_11_points": eleven_points.mean_ap,
+        "voc_area": area.mean_ap,
+        "classes": classes,
+    }

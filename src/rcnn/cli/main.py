@@ -23,6 +23,7 @@ import typer
 import typer.core
 
 from rcnn import __version__
+from rcnn.cli.processes import is_first_to_say, leave_group, was_left_by_another
 from rcnn.errors import Problem, RcnnError, SetupError
 
 
@@ -139,9 +140,17 @@ def _exit_code(arguments: Sequence[str] | None, settings: Settings) -> int:
     except RcnnError as error:
         if settings.traceback:
             traceback.print_exc()
-        else:
+        elif is_first_to_say(str(error)):
             print(f"Error: {error}", file=sys.stderr)
+        leave_group(together=False)
         return error.exit_code
+    except RuntimeError as error:
+        if settings.traceback or not was_left_by_another(error):
+            raise
+        text = "another process of this training ended; its message says why"
+        if is_first_to_say(text):
+            print(f"Error: {text}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         if settings.traceback:
             traceback.print_exc()

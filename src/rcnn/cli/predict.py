@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rcnn.cli.evaluate import Precision, PrecisionOption
-from rcnn.cli.train import Device, DeviceOption
+from rcnn.cli.options import CheckpointArgument, Device, DeviceOption, Precision, PrecisionOption
 
 if TYPE_CHECKING:
+    from rcnn.errors import Problem
     from rcnn.predict import Predictor
-    from rcnn.records import Detections
+    from rcnn.records import ClassTable, Detections
 
 
 def command(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of ours (.safetensors).")],
+    checkpoint: CheckpointArgument,
     sources: Annotated[list[str], typer.Argument(metavar="PATH...", help="Pictures, folders, patterns 'a/*.jpg'.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the results go.")] = Path("predictions"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Where the results go; files of the same name are replaced.")
+    ] = Path("predictions"),
     threshold: Annotated[
         float, typer.Option("--threshold", "-t", min=0.0, max=1.0, help="Draw detections from this score up.")
     ] = 0.5,
@@ -31,63 +33,47 @@ def command(
     The files hold every detection that the recipe lets pass; --threshold is for the drawings alone. A picture that
     cannot be read is named at the end and does not stop the others; the exit code is 1 then.
     """
+    from rcnn.atomic_file import refuse_unwritable
+    from rcnn.data.pictures import distinct_names, find_pictures
     from rcnn.errors import ImageError
-    from rcnn.predict import find_pictures, load
+    from rcnn.predict import load
 
     paths = find_pictures(sources)
+    refuse_unwritable([out / "detections.json", out / "detections.csv"])
     predictor = load(checkpoint, device=device.value, precision=precision.value)
+    pictures = [out / "pictures" / f"{name}.png" for name in distinct_names(paths)] if draw else [None] * len(paths)
     found: dict[int, Detections] = {}
-    problems = []
-    _make_folder(out)
-    for index, path in enumerate(paths, start=1):
+    problems: list[Problem] = []
+    for number, (path, picture) in enumerate(zip(paths, pictures, strict=True), start=1):
         try:
-            found[index] = predictor.predict(path)[0]
+            found[number] = _predict_one(predictor, path, threshold, picture)
         except ImageError as error:
             problems += error.problems
-            continue
-        if draw:
-            _draw(predictor, path, found[index], threshold, out / "pictures" / f"{_flat_name(path, paths)}.png")
-        shown = int((found[index].scores >= threshold).sum())
-        typer.echo(f"{path}: {shown} with a score of {threshold:g} and more, {len(found[index])} in all")
-    _write_tables(predictor, paths, found, out)
+    _write_tables(found, predictor.classes, out, {number: str(path) for number, path in enumerate(paths, start=1)})
     typer.echo(f"results: {out}")
     if problems:
         raise ImageError(problems)
 
 
-def _make_folder(out: Path) -> None:
-    from rcnn.errors import Problem, RunError
+def _predict_one(predictor: Predictor, path: Path, threshold: float, picture: Path | None) -> Detections:
+    """What is found in one file; drawn into `picture`, and said."""
+    from rcnn.data.image import read_image
+    from rcnn.drawing import draw_detections, save_picture
 
-    try:
-        (out / "pictures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            Problem(where=str(out), given=f"cannot be written: {error.strerror}", remedy="choose another: --out DIR")
-        ) from error
-
-
-def _draw(predictor: Predictor, path: Path, found: Detections, threshold: float, target: Path) -> None:
-    from rcnn.errors import Problem, RunError
-    from rcnn.predict import draw
-
-    try:
-        draw(path, found, predictor.classes, threshold=threshold).save(target)
-    except OSError as error:
-        raise RunError(
-            Problem(where=str(target), given=f"cannot be written: {error.strerror or error}", remedy="make room")
-        ) from error
+    pixels = read_image(path)
+    found = predictor.predict(pixels)[0]
+    if picture is not None:
+        save_picture(picture, draw_detections(pixels, found, predictor.classes, threshold=threshold))
+    shown = int((found.scores >= threshold).sum())
+    typer.echo(f"{path}: {shown} with a score of {threshold:g} and more, {len(found)} in all")
+    return found
 
 
-def _flat_name(path: Path, paths: list[Path]) -> str:
-    """The picture's name; with its folders where two pictures share it."""
-    alike = [other for other in paths if other.stem == path.stem]
-    return path.stem if len(alike) == 1 else "_".join(part for part in path.with_suffix("").parts if part != "/")
-
-
-def _write_tables(predictor: Predictor, paths: list[Path], found: dict[int, Detections], out: Path) -> None:
+def _write_tables(found: dict[int, Detections], classes: ClassTable, out: Path, files: dict[int, str]) -> None:
+    """Both tables; a picture's id is its place among those that were asked for, and its file stands beside it."""
     from rcnn.evaluation.files import write_coco_results, write_csv
     from rcnn.evaluation.table import DetectionTable
 
     table = DetectionTable.from_detections(found.items())
-    write_coco_results(out / "detections.json", table, predictor.classes)
-    write_csv(out / "detections.csv", table, predictor.classes, {i: str(path) for i, path in enumerate(paths, 1)})
+    write_coco_results(out / "detections.json", table, classes, files)
+    write_csv(out / "detections.csv", table, classes, files)

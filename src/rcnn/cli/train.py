@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rcnn.cli.options import Device, DeviceOption, OverridesArgument
+from rcnn.cli.processes import is_first_process, leave_group
 
-class Device(enum.StrEnum):
-    """Where to compute."""
-
-    AUTO = "auto"
-    CPU = "cpu"
-    CUDA = "cuda"
-    MPS = "mps"
-
-
-DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
+if TYPE_CHECKING:
+    from rcnn.recipes.training import TrainResult
 
 
 def command(
     recipe: Annotated[
         str | None, typer.Argument(metavar="[RECIPE]", help="The name of a recipe, or a file; none with --resume.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Changes, for example train.epochs=12.")
-    ] = None,
+    overrides: OverridesArgument = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help="The folder: COCO, VOC or YOLO.")] = None,
     run: Annotated[
-        Path | None, typer.Option("--run", "-o", help="The folder of the run; without it runs/RECIPE, RECIPE-2, ...")
+        Path | None, typer.Option("--out", "-o", help="The folder of the run; without it runs/RECIPE, RECIPE-2, ...")
     ] = None,
     init_from: Annotated[
         Path | None, typer.Option("--init-from", help="Start from this checkpoint instead of ImageNet weights.")
@@ -39,94 +30,76 @@ def command(
     device: DeviceOption = Device.AUTO,
 ) -> None:
     """Train a recipe on a folder of annotated pictures. Ctrl-C saves first; `rcnn train --resume RUN` goes on."""
+    texts = [text for text in (recipe, *(overrides or ())) if text is not None]
+    if resume is not None:
+        _refuse_beside_resume(texts, {"--data": data, "--out": run, "--init-from": init_from})
+        result = _go_on(resume, texts, device)
+    else:
+        result = _begin(texts, data, run, init_from, device)
+    if is_first_process():
+        _show(result)
+    leave_group(together=True)
+
+
+def _begin(texts: list[str], data: str | None, run: Path | None, init_from: Path | None, device: Device) -> TrainResult:
     from rich.console import Console
 
-    from rcnn.cli.output import number_table
     from rcnn.engine.progress import progress_for
     from rcnn.errors import Problem, RecipeError
+    from rcnn.recipes.resolve import resolve_recipe
+    from rcnn.recipes.training import train
 
-    console = Console(stderr=True)
-    progress = progress_for(console)
-    if resume is not None:
-        from rcnn.recipes.training import resume as go_on
-
-        changes = [text for text in (recipe, *(overrides or ())) if text is not None]
-        wrong = [text for text in changes if "=" not in text]
-        if wrong or data is not None or run is not None or init_from is not None:
-            given = ", ".join([*wrong, *(name for name, value in _options(data, run, init_from) if value is not None)])
-            raise RecipeError(
-                Problem(
-                    where="rcnn train --resume",
-                    given=f"{given} beside --resume",
-                    allowed="a run goes on with its own recipe and data; PATH=VALUE may change a setting",
-                )
-            )
-        result = go_on(resume, overrides=changes, device=device.value, progress=progress)
-    else:
-        from rcnn.recipes.resolve import resolve_recipe
-        from rcnn.recipes.training import train
-
-        if recipe is None:
-            raise RecipeError(
-                Problem(where="rcnn train", given="no recipe", remedy="name one: rcnn recipes lists them")
-            )
-        resolved = resolve_recipe(recipe, overrides or ()).spec
-        folder = run or free_run_folder(Path(recipe).stem)
-        result = train(
-            resolved, run_folder=folder, data=data, init_from=init_from, device=device.value, progress=progress
-        )
-    if _is_first_process():
-        if result.evaluation is not None:
-            typer.echo(number_table(result.evaluation))
-        _say_where(result.run.path, result.evaluation is not None)
-    _leave_process_group()
+    if not texts or ("=" in texts[0] and not Path(texts[0]).exists()):
+        given = f"no recipe before {texts[0]}" if texts else "no recipe"
+        remedy = "name one: rcnn train faster_rcnn_resnet18_fpn --data FOLDER; rcnn recipes lists them all"
+        raise RecipeError(Problem(where="rcnn train", given=given, remedy=remedy))
+    name, *overrides = texts
+    return train(
+        resolve_recipe(name, overrides).spec,
+        run_folder=run or Path("runs") / Path(name).stem,
+        if_taken="number" if run is None else "refuse",
+        data=data,
+        init_from=init_from,
+        device=device.value,
+        progress=progress_for(Console(stderr=True)),
+    )
 
 
-def _options(data: str | None, run: Path | None, init_from: Path | None) -> list[tuple[str, object]]:
-    return [("--data", data), ("--run", run), ("--init-from", init_from)]
+def _go_on(run: Path, overrides: list[str], device: Device) -> TrainResult:
+    from rich.console import Console
+
+    from rcnn.engine.progress import progress_for
+    from rcnn.recipes.training import resume
+
+    return resume(run, overrides=overrides, device=device.value, progress=progress_for(Console(stderr=True)))
 
 
-def free_run_folder(name: str) -> Path:
-    """runs/NAME, or the first of runs/NAME-2, -3, ... that is not taken. The same on every process of a torchrun."""
-    import os
+def _refuse_beside_resume(texts: list[str], options: dict[str, object]) -> None:
+    from rcnn.errors import Problem, RecipeError
 
-    root = Path("runs")
-    # Processes look at different moments: the first may have made the folder when the second looks.
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from rcnn.errors import Problem, RecipeError
-
+    wrong = [text for text in texts if "=" not in text] + [name for name, value in options.items() if value is not None]
+    if wrong:
         raise RecipeError(
-            Problem(where="rcnn train", given="several processes and no --run", remedy=f"name it: --run runs/{name}")
+            Problem(
+                where="rcnn train --resume",
+                given=f"{', '.join(wrong)} beside --resume",
+                allowed="PATH=VALUE, to change a setting: a run goes on with its own recipe and data",
+                remedy=f"leave out {', '.join(wrong)}",
+            )
         )
-    number = 1
-    while (folder := root / (name if number == 1 else f"{name}-{number}")).exists():
-        number += 1
-    return folder
 
 
-def _is_first_process() -> bool:
-    import os
+def _show(result: TrainResult) -> None:
+    from rcnn.cli.output import number_table
 
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _leave_process_group() -> None:
-    """In order, before the interpreter ends: a group that is torn down by it can abort the process."""
-    import torch
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-
-
-def _say_where(run: Path, evaluated: bool) -> None:
-    best = run / "checkpoints" / "best.safetensors"
-    typer.echo(f"run: {run}")
-    if evaluated:
-        typer.echo(f"  report:      {run / 'report.html'}")
-        typer.echo(f"  pictures:    {run / 'predictions'}")
-        typer.echo(f"  checkpoint:  {best}")
-        typer.echo(f"  next:        rcnn predict {best} PICTURE_OR_FOLDER")
-    else:
-        typer.echo(f"  checkpoint:  {run / 'checkpoints' / 'last.safetensors'}")
-    typer.echo(f"  curves:      tensorboard --logdir {run / 'tensorboard'}")
+    run = result.run
+    if result.evaluation is not None:
+        typer.echo(number_table(result.evaluation))
+    typer.echo(f"run: {run.path}")
+    if result.evaluation is not None:
+        typer.echo(f"  report:      {run.report}")
+        typer.echo(f"  pictures:    {run.predictions}")
+    checkpoint = run.last if result.evaluation is None else run.best
+    typer.echo(f"  checkpoint:  {checkpoint}")
+    typer.echo(f"  curves:      tensorboard --logdir {run.events}")
+    typer.echo(f"  next:        rcnn predict {checkpoint} PICTURE_OR_FOLDER")

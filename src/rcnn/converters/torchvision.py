@@ -5,19 +5,22 @@ The structure (which model, which depth, how many classes) is read from the keys
 
 from __future__ import annotations
 
+import argparse
 import re
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from rcnn.atomic_file import refuse_unwritable
 from rcnn.backbones.pretrained import read_tensors
 from rcnn.config.edit import edit
 from rcnn.config.text import to_yaml
 from rcnn.converters.key_map import Change, Converted, Dropped, KeyMap, Rule
-from rcnn.engine.checkpoint import CheckpointMeta, load_into, save_weights
+from rcnn.engine.checkpoint import CheckpointMeta, load_into, read_meta, save_weights
 from rcnn.errors import CheckpointError, Problem
 from rcnn.recipes import catalogue
 from rcnn.recipes.models import build_detector
@@ -100,6 +103,7 @@ def modern_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class TorchvisionModel:
     """What a file holds: the recipe that builds it, its classes, and the table of its keys."""
 
+    recipe_name: str
     recipe: Recipe
     classes: ClassTable
     key_map: KeyMap
@@ -126,15 +130,18 @@ def recognise(state: Mapping[str, Tensor], class_names: tuple[str, ...] | None =
             )
         )
     num_classes = len(state["roi_heads.box_predictor.cls_score.weight"]) - 1
-    recipe, key_map = _structure(state)
-    return TorchvisionModel(recipe=recipe, classes=_classes(num_classes, class_names), key_map=key_map)
-
-
-def _structure(state: Mapping[str, Tensor]) -> tuple[Recipe, KeyMap]:
+    classes = _classes(num_classes, class_names)
     if "backbone.body.0.0.weight" in state:
-        return catalogue.faster_rcnn_mobilenet_v3_large_fpn(), _MOBILENET
-    if "roi_heads.box_head.5.weight" in state:
-        return edit(catalogue.faster_rcnn_resnet50_fpn_v2(), _BATCH_NORM), _RESNET
+        named, changes, key_map = catalogue.faster_rcnn_mobilenet_v3_large_fpn, {}, _MOBILENET
+    elif "roi_heads.box_head.5.weight" in state:
+        named, changes, key_map = catalogue.faster_rcnn_resnet50_fpn_v2, _BATCH_NORM, _RESNET
+    else:
+        changes = {"detector.backbone.depth": _resnet_depth(state)}
+        named, key_map = catalogue.faster_rcnn_resnet50_fpn, _RESNET_FROZEN
+    return TorchvisionModel(recipe_name=named.__name__, recipe=edit(named(), changes), classes=classes, key_map=key_map)
+
+
+def _resnet_depth(state: Mapping[str, Tensor]) -> int:
     counts = tuple(
         len({key.split(".")[3] for key in state if key.startswith(f"backbone.body.layer{i}.")}) for i in range(1, 5)
     )
@@ -148,9 +155,7 @@ def _structure(state: Mapping[str, Tensor]) -> tuple[Recipe, KeyMap]:
                 allowed="MobileNetV3-Large, or a ResNet of depth 18, 34, 50 or 101",
             )
         )
-    # torchvision sets the epsilon of its COCO_V1 weights to zero; what people train themselves keeps 1e-5.
-    depth = depths[counts]
-    return edit(catalogue.faster_rcnn_resnet50_fpn(), {"detector.backbone.depth": depth}), _RESNET_FROZEN
+    return depths[counts]
 
 
 # torchvision trains these with plain batch norm on one process and with synchronised on several: the numbers are one.
@@ -236,33 +241,23 @@ def convert_file(
 
     `classes`: names separated by commas, or a file with one a line. Raises `CheckpointError` with every problem.
     """
-    modern = modern_names(read_tensors(source))
-    model = recognise(modern, _read_names(classes))
-    assumptions = []
-    chosen = model.recipe
-    name = recipe or _name_of(chosen)
-    if recipe is not None:
-        chosen = edit(resolve_recipe(recipe).spec, _same_structure(chosen))
-    elif name == "faster_rcnn_mobilenet_v3_large_fpn":
-        if "_320_" in source.name:
-            name = "faster_rcnn_mobilenet_v3_large_320_fpn"
-            chosen = resolve_recipe(name).spec
-            assumptions.append("the 320-pixel model, by the name of the file (the keys cannot tell)")
-        else:
-            assumptions.append("800 pixels; for the 320-pixel model: --recipe faster_rcnn_mobilenet_v3_large_320_fpn")
-    if model.published_on_coco:
-        chosen = edit(chosen, {"detector.backbone.norm_eps": 0.0})
-        if not any(override.startswith("detector.backbone.norm_eps=") for override in overrides):
-            assumptions.append(
-                "the epsilon of the batch norms is 0, as torchvision sets it for its COCO_V1 weights; for a model that "
-                "was trained from ImageNet weights alone add detector.backbone.norm_eps=1e-5"
-            )
-    chosen = resolve_recipe(chosen, overrides).spec
+    refuse_unwritable([out])
+    modern = modern_names(_read_state(source))
+    try:
+        model = recognise(modern, _read_names(classes))
+    except CheckpointError as error:
+        raise CheckpointError(replace(each, where=f"{source}: {each.where}") for each in error.problems) from error
+    name, start, assumptions = _choose_recipe(model, recipe, source.name, overrides)
+    chosen = resolve_recipe(start, overrides).spec
     converted = model.key_map.to_ours(modern)
     detector = build_detector(chosen.detector, num_classes=len(model.classes), pretrained=False)
-    load_into(detector, converted.state)
-    meta = CheckpointMeta(recipe=to_yaml(chosen), classes=model.classes, kind="detector")
-    save_weights(out, converted.state, meta)
+    try:
+        load_into(detector, converted.state)
+    except CheckpointError as error:
+        given = f"its tensors do not fit the recipe {name}"
+        problem = Problem(where=str(source), given=given, remedy="without --recipe the structure is read from the file")
+        raise CheckpointError((problem, *error.problems)) from error
+    save_weights(out, converted.state, CheckpointMeta(recipe=to_yaml(chosen), classes=model.classes))
     return ConversionReport(
         source=source,
         out=out,
@@ -273,12 +268,27 @@ def convert_file(
     )
 
 
-def _name_of(recipe: Recipe) -> str:
-    """The named recipe that a structure was made from."""
-    for name, function in catalogue.RECIPES.items():
-        if function().expected == recipe.expected:
-            return name
-    raise AssertionError("every structure comes from a named recipe")
+def _choose_recipe(
+    model: TorchvisionModel, wanted: str | None, file_name: str, overrides: Sequence[str]
+) -> tuple[str, Recipe, list[str]]:
+    """The recipe's name, the recipe before overrides, and what the keys could not tell and was assumed."""
+    name, recipe, assumptions = model.recipe_name, model.recipe, []
+    small = "faster_rcnn_mobilenet_v3_large_320_fpn"
+    if wanted is not None:
+        name, recipe = wanted, edit(resolve_recipe(wanted).spec, _same_structure(recipe))
+    elif name == "faster_rcnn_mobilenet_v3_large_fpn" and "_320_" in file_name:
+        name, recipe = small, resolve_recipe(small).spec
+        assumptions.append("the 320-pixel model, by the name of the file (the keys cannot tell)")
+    elif name == "faster_rcnn_mobilenet_v3_large_fpn":
+        assumptions.append(f"800 pixels; for the 320-pixel model: --recipe {small}")
+    if model.published_on_coco:
+        recipe = edit(recipe, {"detector.backbone.norm_eps": 0.0})
+        if not any(override.startswith("detector.backbone.norm_eps=") for override in overrides):
+            assumptions.append(
+                "the epsilon of the batch norms is 0, as torchvision sets it for its COCO_V1 weights; for a model that "
+                "was trained from ImageNet weights alone add detector.backbone.norm_eps=1e-5"
+            )
+    return name, recipe, assumptions
 
 
 def _same_structure(recipe: Recipe) -> dict[str, object]:
@@ -287,9 +297,43 @@ def _same_structure(recipe: Recipe) -> dict[str, object]:
     return {"detector.backbone.depth": backbone.depth} if isinstance(backbone, ResNetSpec) else {}
 
 
+def _read_state(source: Path) -> dict[str, Tensor]:
+    """The tensors of the file, also of a whole training as torchvision's references save it."""
+    if not source.is_file():
+        given = "this is a folder" if source.is_dir() else "there is no such file"
+        raise CheckpointError(Problem(where=str(source), given=given, remedy="check the path"))
+    if _is_ours(source):
+        raise CheckpointError(
+            Problem(where=str(source), given="a checkpoint of rcnn already", remedy="it is used as it is: rcnn predict")
+        )
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        # torch warns of odd pickles, then refuses what it does not know. The references save their command line, which
+        # is a Namespace of plain values.
+        warnings.simplefilter("ignore", UserWarning)
+        return read_tensors(source)
+
+
+def _is_ours(source: Path) -> bool:
+    try:
+        read_meta(source)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _read_names(classes: str | None) -> tuple[str, ...] | None:
+    """Names from a text `A,B,C` or a file with one a line. Raises `CheckpointError` for one that is there twice."""
     if classes is None:
         return None
     path = Path(classes)
-    text = path.read_text().splitlines() if path.is_file() else classes.split(",")
-    return tuple(name.strip() for name in text if name.strip())
+    try:
+        text = path.read_text(encoding="utf-8").splitlines() if path.is_file() else classes.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = Problem(where=classes, given=f"cannot be read ({error})", allowed="a text file with one name a line")
+        raise CheckpointError(problem) from error
+    names = tuple(name.strip() for name in text if name.strip())
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        given = f"{', '.join(twice)} more than once"
+        raise CheckpointError(Problem(where="--classes", given=given, allowed="a name of its own for each class"))
+    return names

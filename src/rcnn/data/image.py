@@ -41,11 +41,23 @@ def read_image(path: Path | str) -> UInt8[Tensor, "3 height width"]:
     Alpha is dropped, grey is repeated, 16 bits keep their high byte (white stays white), CMYK and palettes are
     converted. Raises `ImageError` with the path for a file that is absent, empty, cut short, or no picture.
     """
+    return _as_tensor(_decode(Path(path), _read_bytes(Path(path))))
+
+
+def upright_rgb(image: Image.Image, where: str) -> UInt8[Tensor, "3 height width"]:
+    """A picture that Pillow has opened, as `read_image` gives it: upright, RGB, 0 to 255. Raises `ImageError`."""
+    try:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+    except _BROKEN as error:
+        raise _unreadable(Path(where), error, -1) from error
+    return _as_tensor(_to_rgb(where, upright))
+
+
+def _as_tensor(image: Image.Image) -> Tensor:
     import torch  # here, because the checks of a folder read the heads of pictures without it
 
-    image = _decode(Path(path), _read_bytes(Path(path)))
-    pixels = np.array(image)  # copied: the tensor may be written to
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # copied: the tensor may be written to
 
 
 def read_image_size(path: Path | str) -> Size:
@@ -105,20 +117,20 @@ def _decode(path: Path, data: bytes) -> Image.Image:
             if image.format in ("JPEG", "MPO") and not _jpeg_is_whole(data):
                 raise OSError("the JPEG ends before its end marker")
             image.load()
-            return _to_rgb(path, ImageOps.exif_transpose(image))
+            return _to_rgb(str(path), ImageOps.exif_transpose(image))
     except ImageError:
         raise
     except (*_BROKEN, Image.DecompressionBombError) as error:
         raise _unreadable(path, error, len(data)) from error
 
 
-def _to_rgb(path: Path, image: Image.Image) -> Image.Image:
+def _to_rgb(where: str, image: Image.Image) -> Image.Image:
     if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format == "PNG"):
         return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageError(
             Problem(
-                where=str(path),
+                where=where,
                 given="the picture has 32 bits per pixel, which says nothing about what is white",
                 allowed="8 or 16 bits per channel",
                 remedy="convert it to 8 or 16 bits with the range you want",

@@ -1,18 +1,18 @@
-"""From the recipe's choices to the tables and loaders of training and evaluation."""
+"""Which pictures a recipe trains on and is judged by: its splits, or pictures that are held out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from rcnn.data.folder import find_layout, read_dataset, resolve_split
-from rcnn.data.loading import BatchLoader, build_eval_loader, build_train_loader
+from rcnn.data.folder import Layout, find_layout, read_dataset, resolve_split
 from rcnn.data.table import AnnotationTable
 from rcnn.errors import DataError, Problem, RecipeError
-from rcnn.recipes.recipe import DataSpec, ImageSpec, Recipe
+from rcnn.recipes.recipe import DataSpec, Recipe
 from rcnn.records import ClassTable
-from rcnn.transforms.geometry import EvalTransform, HorizontalFlip, Resize, TrainTransform
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,40 +24,41 @@ class Splits:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationData:
+    """What a checkpoint is judged by, and lines for people about it."""
+
+    truth: AnnotationTable
+    notes: tuple[str, ...]
+
+
 def read_splits(data: DataSpec, *, seed: int) -> Splits:
     """Both splits of the recipe's data. Class names come from the training split. Raises `DataError`."""
     path = data_path(data)
     layout = find_layout(path)
-    names = tuple(layout.splits)
-    train_name = data.train_split or _first_of(names, ("train",)) or (names[0] if len(names) == 1 else None)
-    if train_name is None:
-        raise DataError(
-            Problem(
-                where=path,
-                given='there is no split "train"',
-                allowed=", ".join(names),
-                remedy="choose one: data.train_split=NAME",
-            )
-        )
-    train = read_dataset(path, split=train_name, bad_boxes=data.bad_boxes)
-    evaluation_name = data.eval_split or _first_of(tuple(n for n in names if n != train.split), ("val", "test"))
-    notes = []
-    evaluation: AnnotationTable | None = None
-    if evaluation_name is not None:
-        evaluation = read_dataset(path, split=evaluation_name, classes=train.classes, bad_boxes=data.bad_boxes)
-        if evaluation.split == train.split:
-            notes.append(f'evaluated on the split that is trained on ("{train.split}"): the numbers say little')
-    elif data.holdout:
+    train_name, evaluation_name = _training_split(layout, data), _evaluation_split(layout, data)
+    train, evaluation = _read_both(data, path, train_name, evaluation_name)
+    notes = [table.findings.summary() for table in (train, evaluation) if table is not None and table.findings]
+    if evaluation is None and data.holdout:
         train, evaluation = hold_out(train, data.holdout, seed)
         notes.append(
             f'no split "val" or "test": {len(evaluation):,} pictures of "{train_name}" are held out for evaluation '
             f"(data.holdout={data.holdout:g})"
         )
-    else:
+    elif evaluation is None:
         notes.append("no evaluation: there is no split for it, and data.holdout is 0")
-    for table in (train, evaluation):
-        if table is not None and table.findings:
-            notes.append(f"{table.findings.summary()}; rcnn data check {path} lists them")
+    elif shared := _pictures_in_both(train, evaluation):
+        notes.append(
+            f"{shared:,} of the {len(evaluation):,} pictures evaluated on are trained on too: mind the numbers"
+        )
+    if not (~train.ignored).any():
+        raise DataError(
+            Problem(
+                where=path,
+                given=f'no picture of the training split "{train_name}" has a box',
+                remedy="check that the annotations lie where they are looked for: rcnn data check",
+            )
+        )
     train = _without_empty(train, notes) if data.skip_empty else train
     return Splits(train=train, evaluation=evaluation, notes=tuple(notes))
 
@@ -72,6 +73,63 @@ def data_path(data: DataSpec) -> str:
     return data.path
 
 
+def _read_both(
+    data: DataSpec, path: str, train_name: str, evaluation_name: str | None
+) -> tuple[AnnotationTable, AnnotationTable | None]:
+    """Both splits, or one `DataError` with the mistakes of both."""
+    train = evaluation = None
+    problems: list[Problem] = []
+    try:
+        train = read_dataset(path, split=train_name, bad_boxes=data.bad_boxes)
+    except DataError as error:
+        problems += error.problems
+    if evaluation_name is not None:
+        classes = train.classes if train is not None else None
+        try:
+            evaluation = read_dataset(path, split=evaluation_name, classes=classes, bad_boxes=data.bad_boxes)
+        except DataError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    if problems or train is None:
+        raise DataError(problems)
+    return train, evaluation
+
+
+def _training_split(layout: Layout, data: DataSpec) -> str:
+    names = tuple(layout.splits)
+    if data.train_split is not None:
+        return _named_split(layout, data.train_split, "data.train_split")
+    name = _first_of(names, ("train",)) or (names[0] if len(names) == 1 else None)
+    if name is None:
+        raise DataError(
+            Problem(
+                where=str(layout.path),
+                given='there is no split "train"',
+                allowed=", ".join(names),
+                remedy="choose one: data.train_split=NAME",
+            )
+        )
+    return name
+
+
+def _evaluation_split(layout: Layout, data: DataSpec) -> str | None:
+    """The split to evaluate on; None where there is none."""
+    if data.eval_split is not None:
+        return _named_split(layout, data.eval_split, "data.eval_split")
+    train = _training_split(layout, data)
+    others = tuple(name for name in layout.splits if name != train)
+    # VOC's trainval holds all of val.
+    return _first_of(others, ("test", "val") if train.startswith("trainval") else ("val", "test"))
+
+
+def _named_split(layout: Layout, name: str, setting: str) -> str:
+    try:
+        return resolve_split(layout, name)
+    except DataError as error:
+        remedies = [f"{problem.remedy}; set {setting}=NAME" for problem in error.problems]
+        pairs = zip(error.problems, remedies, strict=True)
+        raise DataError(replace(problem, remedy=remedy) for problem, remedy in pairs) from error
+
+
 def _first_of(names: tuple[str, ...], wanted: tuple[str, ...]) -> str | None:
     """The first of `wanted` that a split is called by, under its usual variants (val, valid, val2017)."""
     for name in wanted:
@@ -80,6 +138,11 @@ def _first_of(names: tuple[str, ...], wanted: tuple[str, ...]) -> str | None:
             if split.rstrip("0123456789").rstrip("_-") in variants:
                 return split
     return None
+
+
+def _pictures_in_both(one: AnnotationTable, other: AnnotationTable) -> int:
+    paths = [{table.path(index) for index in range(len(table))} for table in (one, other)]
+    return len(paths[0] & paths[1])
 
 
 def hold_out(table: AnnotationTable, share: float, seed: int) -> tuple[AnnotationTable, AnnotationTable]:
@@ -101,65 +164,29 @@ def _without_empty(table: AnnotationTable, notes: list[str]) -> AnnotationTable:
     return table.select(np.flatnonzero(usable))
 
 
-def per_process(recipe: Recipe, num_processes: int) -> int:
-    """Pictures in one forward pass of one process. Raises `RecipeError` where the batch cannot be shared out."""
-    parts = num_processes * recipe.train.accumulate
-    if recipe.train.batch_size % parts:
-        raise RecipeError(
-            Problem(
-                where="train.batch_size",
-                given=f"{recipe.train.batch_size} pictures for {num_processes} processes and "
-                f"{recipe.train.accumulate} forward passes each",
-                allowed=f"a multiple of {parts}",
-            )
-        )
-    return recipe.train.batch_size // parts
+def read_evaluation(path: str, *, split: str | None, classes: ClassTable, recipe: Recipe) -> EvaluationData:
+    """The split that `rcnn eval` judges by: the one named, else the recipe's, else "val", "test" or the only one.
 
-
-def build_resize(image: ImageSpec, short_sides: tuple[int, ...] | None = None) -> Resize:
-    return Resize(
-        short_sides=short_sides or (image.short_side,),
-        max_long_side=image.max_long_side,
-        rounding=image.rounding,
-        kernel=image.kernel,
-    )
-
-
-def build_loader_for_training(table: AnnotationTable, recipe: Recipe, *, rank: int, num_processes: int) -> BatchLoader:
-    image, data = recipe.detector.image, recipe.data
-    transform = TrainTransform(flip=HorizontalFlip(probability=data.flip), resize=build_resize(image, data.short_sides))
-    return build_train_loader(
-        table,
-        transform,
-        batch_size=per_process(recipe, num_processes),
-        divisor=image.divisor,
-        aspect_ratio_factor=data.aspect_ratio_groups,
-        seed=recipe.train.seed,
-        rank=rank,
-        world_size=num_processes,
-        num_workers=data.workers,
-    )
-
-
-def build_loader_for_evaluation(
-    table: AnnotationTable, recipe: Recipe, *, rank: int = 0, num_processes: int = 1
-) -> BatchLoader:
-    """One picture at a time: on a CPU batches buy nothing, and padding would cost."""
-    image = recipe.detector.image
-    return build_eval_loader(
-        table,
-        EvalTransform(resize=build_resize(image)),
-        batch_size=1,
-        divisor=image.divisor,
-        rank=rank,
-        world_size=num_processes,
-        num_workers=recipe.data.workers,
-    )
-
-
-def read_evaluation(path: str, *, split: str | None, classes: ClassTable, data: DataSpec) -> AnnotationTable:
-    """The split that `rcnn eval` judges by: the one named, else the recipe's, else "val", "test" or the only one."""
+    Where the training held pictures of its only split out, these are taken: the others were trained on.
+    """
+    data = recipe.data
     layout = find_layout(path)
-    names = tuple(layout.splits)
-    chosen = split or (data.eval_split if data.eval_split in names else None) or _first_of(names, ("val", "test"))
-    return read_dataset(path, split=resolve_split(layout, chosen), classes=classes, bad_boxes=data.bad_boxes)
+    chosen = split or _usual_split(layout, data)
+    name = resolve_split(layout, chosen)
+    truth = read_dataset(path, split=name, classes=classes, bad_boxes=data.bad_boxes)
+    notes = [truth.findings.summary()] if truth.findings else []
+    same_data = data.path is not None and Path(data.path).resolve() == Path(path).resolve()
+    if same_data and name == _training_split(layout, data):
+        if split is None and data.holdout and _evaluation_split(layout, data) is None:
+            _, truth = hold_out(truth, data.holdout, recipe.train.seed)
+            notes.append(f"the {len(truth):,} pictures that the training held out; all of them: --split {name}")
+        else:
+            notes.append(f'"{name}" is the split that was trained on: mind the numbers')
+    return EvaluationData(truth=truth, notes=tuple(notes))
+
+
+def _usual_split(layout: Layout, data: DataSpec) -> str | None:
+    if data.eval_split is not None:
+        with contextlib.suppress(DataError):  # a recipe's own name need not be one of this data set
+            return resolve_split(layout, data.eval_split)
+    return _first_of(tuple(layout.splits), ("val", "test"))

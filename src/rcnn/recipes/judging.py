@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rcnn.data.loading import DetectionDataset
+from rcnn.data.pictures import distinct_names
 from rcnn.data.table import AnnotationTable
 from rcnn.drawing import side_by_side
 from rcnn.evaluation.coco import CocoResult, ErrorResult, coco_metrics, error_kinds
@@ -63,7 +64,10 @@ def pictures_of(
     """`count` pictures spread over the split, what was found beside the truth, by the name of their files."""
     dataset = DetectionDataset(truth, no_change)
     chosen = np.unique(np.linspace(0, len(truth) - 1, min(count, len(truth))).round().astype(int))
-    return {Path(truth.file_names[index]).stem: _picture(dataset, index, found, threshold) for index in chosen.tolist()}
+    names = distinct_names([Path(truth.file_names[index]) for index in chosen.tolist()])
+    return {
+        name: _picture(dataset, index, found, threshold) for name, index in zip(names, chosen.tolist(), strict=True)
+    }
 
 
 def _picture(dataset: DetectionDataset, index: int, found: DetectionTable, threshold: float) -> Image.Image:

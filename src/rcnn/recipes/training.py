@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
+from rcnn.atomic_file import write_atomically
 from rcnn.config.edit import edit
-from rcnn.config.text import from_yaml, to_yaml
+from rcnn.config.text import to_yaml
 from rcnn.data.folder import describe
 from rcnn.data.loading import BatchLoader
 from rcnn.detectors.preparation import prepared_detector
 from rcnn.detectors.two_stage import TwoStageDetector
+from rcnn.drawing import save_picture
 from rcnn.engine import optimizer as optimizers
 from rcnn.engine.accelerator import Device, build_accelerator
 from rcnn.engine.checkpoint import CheckpointMeta, load_into, read_meta, read_weights
@@ -27,24 +29,25 @@ from rcnn.engine.run_folder import RunFolder
 from rcnn.engine.schedule import Schedule, cosine_schedule, multi_step_schedule
 from rcnn.engine.train import TrainSettings, TrainSummary, num_steps_per_epoch
 from rcnn.engine.train import train as run_training
-from rcnn.errors import CheckpointError, Problem
-from rcnn.recipes.datasets import (
-    Splits,
-    build_loader_for_evaluation,
-    build_loader_for_training,
-    read_splits,
-)
+from rcnn.errors import DataError, ImageError, Problem
+from rcnn.recipes.checkpoints import recipe_inside, start_from
+from rcnn.recipes.datasets import Splits, data_path, read_splits
 from rcnn.recipes.judging import BEST_METRIC, Evaluation, judge, pictures_of, report
+from rcnn.recipes.loaders import build_loader_for_evaluation, build_loader_for_training, per_process
 from rcnn.recipes.models import build_detector
 from rcnn.recipes.recipe import AdamSpec, MultiStepSpec, OptimizerSpec, Recipe, SGDSpec, TrainSpec
 from rcnn.recipes.resolve import resolve_recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from PIL import Image
     from torch import nn
     from torch.optim import Optimizer
 
     from rcnn.engine.journal import Pictures
+
+# What is done where the folder of a run exists already.
+IfTaken = Literal["refuse", "number"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,26 +63,32 @@ def train(
     recipe: Recipe,
     *,
     run_folder: Path,
+    if_taken: IfTaken = "refuse",
     data: str | None = None,
     init_from: Path | None = None,
     device: Device = "auto",
     progress: AbstractProgress | None = None,
 ) -> TrainResult:
-    """Train a recipe on its data and leave everything in `run_folder` (which must not hold a run yet).
+    """Train a recipe on its data and leave everything in `run_folder`.
 
-    `data` sets the recipe's `data.path`. `init_from` starts from a checkpoint of ours, not from ImageNet weights:
-    tensors that depend on the classes are taken if the classes are the same, and left random otherwise, which is said.
-    Errors: `RecipeError`, `DataError`, `SetupError`, `CheckpointError`, `DownloadError`, `RunError`; `Interrupted`
-    after SIGINT or SIGTERM, with everything saved.
+    Where that holds a run already it is refused, or numbered (NAME-2, NAME-3, ...). `data` sets the recipe's
+    `data.path`. `init_from` starts from a checkpoint of ours, not from ImageNet weights: tensors that depend on the
+    classes are taken if the classes are the same, and left random otherwise, which is said.
+    Errors: `RecipeError`, `DataError`, `ImageError`, `SetupError`, `CheckpointError`, `DownloadError`, `RunError`;
+    `Interrupted` after SIGINT or SIGTERM, with everything saved.
     """
     recipe = edit(recipe, {"data.path": data}) if data is not None else recipe
-    shown = progress or SilentProgress()
-    accelerator = build_accelerator(precision=recipe.train.precision, device=device)
-    splits = read_splits(recipe.data, seed=recipe.train.seed)
-    run = RunFolder(run_folder)
-    on_first_process(accelerator, lambda: RunFolder.create(run_folder, recipe=to_yaml(recipe)))
-    training = _Training(recipe=recipe, splits=splits, run=run, accelerator=accelerator, progress=shown)
-    return training.run_from(init_from)
+    prepared = _prepare(recipe, device, progress)
+    seed_everything(recipe.train.seed)
+    num_classes = len(prepared.splits.train.classes)
+    detector = build_detector(recipe.detector, num_classes=num_classes, pretrained=init_from is None)
+    if init_from is not None:
+        prepared.progress.noted(start_from(detector, init_from, prepared.splits.train.classes))
+    text = to_yaml(recipe)
+    run = on_first_process(
+        prepared.accelerator, lambda: RunFolder.create(_place_of_run(run_folder, if_taken), recipe=text)
+    )
+    return _Training(recipe=recipe, run=run, prepared=prepared, detector=detector).run_through(resume=False)
 
 
 def resume(
@@ -94,136 +103,167 @@ def resume(
     `overrides` (`path=value`) change the recipe from here on: more epochs, another learning rate.
     """
     run = RunFolder.open(run_folder)
-    recipe = resolve_recipe(from_yaml(read_meta(run.last).recipe, Recipe), overrides).spec
-    accelerator = build_accelerator(precision=recipe.train.precision, device=device)
-    splits = read_splits(recipe.data, seed=recipe.train.seed)
-    training = _Training(
-        recipe=recipe, splits=splits, run=run, accelerator=accelerator, progress=progress or SilentProgress()
-    )
-    return training.run_again()
+    recipe = resolve_recipe(recipe_inside(run.last, read_meta(run.last)), overrides).spec
+    _refuse_moved_data(run, data_path(recipe.data))
+    prepared = _prepare(recipe, device, progress)
+    num_classes = len(prepared.splits.train.classes)
+    detector = build_detector(recipe.detector, num_classes=num_classes, pretrained=False)
+    on_first_process(prepared.accelerator, lambda: write_atomically(run.recipe, to_yaml(recipe)))
+    return _Training(recipe=recipe, run=run, prepared=prepared, detector=detector).run_through(resume=True)
+
+
+def _place_of_run(wanted: Path, if_taken: IfTaken) -> Path:
+    number, place = 1, wanted
+    while if_taken == "number" and place.exists():
+        number += 1
+        place = wanted.with_name(f"{wanted.name}-{number}")
+    return place
+
+
+def _refuse_moved_data(run: RunFolder, path: str) -> None:
+    if not Path(path).exists():
+        remedy = f"say where they are: rcnn train --resume {run.path} data.path=FOLDER"
+        raise DataError(Problem(where=path, given="the data of the run are not there any more", remedy=remedy))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Training:
-    recipe: Recipe
-    splits: Splits
-    run: RunFolder
+class _Prepared:
+    """What every training needs before its detector: processes, data, and whom to tell (the first process alone)."""
+
     accelerator: Accelerator
+    splits: Splits
     progress: AbstractProgress
 
-    def run_from(self, init_from: Path | None) -> TrainResult:
-        seed_everything(self.recipe.train.seed)
-        detector = build_detector(
-            self.recipe.detector, num_classes=len(self.splits.train.classes), pretrained=init_from is None
+    @property
+    def share(self) -> dict[str, int]:
+        return {"rank": self.accelerator.process_index, "num_processes": self.accelerator.num_processes}
+
+
+def _prepare(recipe: Recipe, device: Device, progress: AbstractProgress | None) -> _Prepared:
+    accelerator = build_accelerator(precision=recipe.train.precision, device=device)
+    per_process(recipe, accelerator.num_processes)  # a batch that cannot be shared out is told before the data are read
+    splits = read_splits(recipe.data, seed=recipe.train.seed)
+    shown = progress if progress is not None and accelerator.is_main_process else SilentProgress()
+    shown.noted(describe(splits.train))
+    if splits.evaluation is not None:
+        shown.noted(f"evaluated on {describe(splits.evaluation)}")
+    for note in splits.notes:
+        shown.noted(note)
+    return _Prepared(accelerator=accelerator, splits=splits, progress=shown)
+
+
+class _Training:
+    """One training from its built parts; holds the evaluation that was made last."""
+
+    def __init__(self, *, recipe: Recipe, run: RunFolder, prepared: _Prepared, detector: TwoStageDetector) -> None:
+        self._recipe, self._run, self._detector = recipe, run, detector
+        self._accelerator, self._splits, self._progress = prepared.accelerator, prepared.splits, prepared.progress
+        self._share = prepared.share
+        self._evaluation_loader = (
+            build_loader_for_evaluation(self._splits.evaluation, recipe, **self._share)
+            if self._splits.evaluation is not None
+            else None
         )
-        if init_from is not None:
-            self.progress.noted(start_from(detector, init_from, self.splits))
-        return self._run(detector, resume=False)
+        self._latest: Evaluation | None = None
 
-    def run_again(self) -> TrainResult:
-        detector = build_detector(self.recipe.detector, num_classes=len(self.splits.train.classes), pretrained=False)
-        return self._run(detector, resume=True)
+    def run_through(self, *, resume: bool) -> TrainResult:
+        self._detector.to(self._accelerator.device)
+        loader = build_loader_for_training(
+            self._splits.train, self._recipe, pin_memory=self._accelerator.device.type == "cuda", **self._share
+        )
+        try:
+            summary = self._train(loader, resume=resume)
+            evaluation = self._conclude(summary)
+        except (ImageError, DataError) as error:
+            raise type(error)((*error.problems, self._how_to_go_on())) from error
+        return TrainResult(run=self._run, summary=summary, evaluation=evaluation)
 
-    def _run(self, detector: TwoStageDetector, *, resume: bool) -> TrainResult:
-        train = self.recipe.train
-        loader = build_loader_for_training(self.splits.train, self.recipe, **self._share)
+    def _train(self, loader: BatchLoader, *, resume: bool) -> TrainSummary:
+        train, judged = self._recipe.train, self._recipe.evaluate
         steps_per_epoch = num_steps_per_epoch(len(loader), train.accumulate)
-        for line in (describe(self.splits.train), *self._evaluation_line(), *self.splits.notes):
-            self.progress.noted(line)
-        detector.to(self.accelerator.device)
-        evaluation_loader = self._evaluation_loader()
-        latest: list[Evaluation] = []
-
-        def evaluate() -> Mapping[str, float]:
-            latest[:] = [self._evaluate(detector, evaluation_loader)]
-            return latest[0].metrics(self.recipe.evaluate)
-
-        summary = run_training(
-            detector=detector,
+        return run_training(
+            detector=self._detector,
             train_loader=loader,
-            optimizer=build_optimizer(detector, train.optimizer),
+            optimizer=build_optimizer(self._detector, train.optimizer),
             schedule=build_schedule(train, steps_per_epoch),
-            accelerator=self.accelerator,
-            run=self.run,
-            meta=CheckpointMeta(recipe=to_yaml(self.recipe), classes=self.splits.train.classes),
+            accelerator=self._accelerator,
+            run=self._run,
+            meta=CheckpointMeta(recipe=to_yaml(self._recipe), classes=self._splits.train.classes),
             settings=TrainSettings(
                 epochs=train.epochs,
                 max_steps=train.max_steps,
                 accumulate=train.accumulate,
                 clip_norm=train.clip_norm,
-                evaluate_every_epochs=self.recipe.evaluate.every_epochs,
-                best_metric=BEST_METRIC[self.recipe.evaluate.metric],
+                evaluate_every_epochs=judged.every_epochs,
+                best_metric=BEST_METRIC[judged.metric],
                 seed=train.seed,
                 channels_last=True,
             ),
-            evaluate=evaluate if evaluation_loader is not None else None,
-            on_preview=self._previewer(latest) if self.recipe.evaluate.pictures else None,
-            progress=self.progress,
+            evaluate=self._metrics if self._evaluation_loader is not None else None,
+            on_preview=self._preview if judged.pictures else None,
+            progress=self._progress,
             resume=resume,
         )
-        return TrainResult(
-            run=self.run, summary=summary, evaluation=self._conclude(detector, evaluation_loader, summary, latest)
+
+    def _how_to_go_on(self) -> Problem:
+        path = data_path(self._recipe.data)
+        goes_on = f"; then rcnn train --resume {self._run.path}" if self._run.last.exists() else ""
+        return Problem(
+            where=path,
+            given="a training needs every picture",
+            remedy=f"rcnn data check {path} --decode names all that cannot be used{goes_on}",
         )
 
-    @property
-    def _share(self) -> dict[str, int]:
-        return {"rank": self.accelerator.process_index, "num_processes": self.accelerator.num_processes}
+    def _metrics(self) -> Mapping[str, float]:
+        self._latest = self._evaluate()
+        return self._latest.metrics(self._recipe.evaluate)
 
-    def _evaluation_line(self) -> list[str]:
-        return [] if self.splits.evaluation is None else [f"evaluated on {describe(self.splits.evaluation)}"]
-
-    def _evaluation_loader(self) -> BatchLoader | None:
-        if self.splits.evaluation is None:
-            return None
-        return build_loader_for_evaluation(self.splits.evaluation, self.recipe, **self._share)
-
-    def _evaluate(self, detector: TwoStageDetector, loader: BatchLoader | None) -> Evaluation:
-        assert loader is not None and self.splits.evaluation is not None
+    def _evaluate(self) -> Evaluation:
+        assert self._evaluation_loader is not None and self._splits.evaluation is not None
         # Prepared in float32, whatever the precision of the training: the numbers shall be those of `rcnn eval`.
         found = predict_all(
-            prepared_detector(detector, torch.float32),
-            loader,
-            accelerator=self.accelerator,
-            on_batch=PredictionCounter(self.progress, total_images=len(self.splits.evaluation)),
+            prepared_detector(self._detector, torch.float32),
+            self._evaluation_loader,
+            accelerator=self._accelerator,
+            on_batch=PredictionCounter(self._progress, total_images=len(self._evaluation_loader)),
         )
-        return judge(self.splits.evaluation, found)
+        return judge(self._splits.evaluation, found)
 
-    def _previewer(self, latest: list[Evaluation]) -> Callable[[], Pictures]:
-        def preview() -> Pictures:
-            evaluation = latest[0]
-            pictures = pictures_of(evaluation.truth, evaluation.found, count=self.recipe.evaluate.pictures)
-            return {name: np.asarray(picture) for name, picture in pictures.items()}
+    def _preview(self) -> Pictures:
+        assert self._latest is not None
+        return {name: np.asarray(picture) for name, picture in self._pictures(self._latest).items()}
 
-        return preview
+    def _pictures(self, evaluation: Evaluation) -> dict[str, Image.Image]:
+        return pictures_of(evaluation.truth, evaluation.found, count=self._recipe.evaluate.pictures)
 
-    def _conclude(
-        self, detector: TwoStageDetector, loader: BatchLoader | None, summary: TrainSummary, latest: list[Evaluation]
-    ) -> Evaluation | None:
+    def _conclude(self, summary: TrainSummary) -> Evaluation | None:
         """The best checkpoint's numbers, pictures and page; judged once more where it is not the last one."""
-        if loader is None or not self.run.best.exists():
+        if self._evaluation_loader is None or summary.best_step is None:
             return None
-        if latest and summary.best_step == summary.step:
-            evaluation = latest[0]
-        else:
-            load_into(detector, read_weights(self.run.best).state_dict)
-            evaluation = self._evaluate(detector, loader)
-        if self.accelerator.is_main_process:
-            pictures = pictures_of(evaluation.truth, evaluation.found, count=self.recipe.evaluate.pictures)
-            for name, picture in pictures.items():
-                picture.save(self.run.predictions / f"{name}.png")
-            report(
-                self.run.report,
-                evaluation,
-                title=self.run.path.name,
-                facts={
-                    "data": describe(evaluation.truth),
-                    "checkpoint": str(self.run.best),
-                    "best at step": f"{summary.best_step} of {summary.step}",
-                },
-                history=list(self.run.rows()),
-                pictures=pictures,
-            )
+        evaluation = self._latest
+        if evaluation is None or summary.best_step != summary.step:
+            load_into(self._detector, read_weights(self._run.best).state_dict)
+            evaluation = self._evaluate()
+            self._progress.finished()
+        on_first_process(self._accelerator, lambda: self._show(evaluation, summary))
         return evaluation
+
+    def _show(self, evaluation: Evaluation, summary: TrainSummary) -> None:
+        pictures = self._pictures(evaluation)
+        for name, picture in pictures.items():
+            save_picture(self._run.predictions / f"{name}.png", picture)
+        report(
+            self._run.report,
+            evaluation,
+            title=self._run.path.name,
+            facts={
+                "data": describe(evaluation.truth),
+                "checkpoint": str(self._run.best),
+                "best at step": f"{summary.best_step} of {summary.step}",
+            },
+            history=list(self._run.rows()),
+            pictures=pictures,
+        )
 
 
 def build_optimizer(module: nn.Module, spec: OptimizerSpec) -> Optimizer:
@@ -260,21 +300,3 @@ def build_schedule(spec: TrainSpec, steps_per_epoch: int) -> Schedule:
         warm_up_steps=warm_up_steps,
         warm_up_factor=warm_up_factor,
     )
-
-
-def start_from(detector: TwoStageDetector, path: Path, splits: Splits) -> str:
-    """Weights of a checkpoint of the same structure; its predictor too where the classes are the same."""
-    checkpoint = read_weights(path)
-    state = dict(checkpoint.state_dict)
-    same = checkpoint.meta.classes.names == splits.train.classes.names
-    if not same:
-        own = detector.state_dict()
-        state |= {name: own[name] for name in own if name.startswith("roi.predictor.")}
-    try:
-        load_into(detector, state)
-    except CheckpointError as error:
-        problem = Problem(where=str(path), given="a detector of another structure", remedy="choose its own recipe")
-        raise CheckpointError((problem, *error.problems)) from error
-    if same:
-        return f"started from {path}, its predictor included: the classes are the same"
-    return f"started from {path}; the predictor of the second stage starts anew: the classes differ"

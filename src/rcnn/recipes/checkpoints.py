@@ -1,0 +1,83 @@
+"""From a checkpoint to the detector that it holds: the recipe and the classes are inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+import rcnn
+from rcnn.config.text import from_yaml
+from rcnn.detectors.two_stage import TwoStageDetector
+from rcnn.engine.checkpoint import CheckpointMeta, load_into, read_weights
+from rcnn.errors import CheckpointError, Problem, RcnnError
+from rcnn.recipes.models import build_detector
+from rcnn.recipes.recipe import Recipe
+from rcnn.recipes.resolve import resolve_recipe
+from rcnn.records import ClassTable
+
+PREDICTOR = "roi.predictor."
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedDetector:
+    """What a checkpoint holds, built."""
+
+    detector: TwoStageDetector
+    recipe: Recipe
+    classes: ClassTable
+
+
+def read_detector(path: Path, overrides: Sequence[str] = ()) -> LoadedDetector:
+    """The detector of a checkpoint of ours, on the CPU; `overrides` (`path=value`) change the recipe inside.
+
+    Raises `CheckpointError`, `RecipeError` for an override.
+    """
+    checkpoint = read_weights(path)
+    recipe = resolve_recipe(recipe_inside(path, checkpoint.meta), overrides).spec
+    try:
+        detector = build_detector(recipe.detector, num_classes=len(checkpoint.meta.classes), pretrained=False)
+        load_into(detector, checkpoint.state_dict)
+    except RcnnError as error:
+        given = "its tensors are not those that its own recipe and classes ask for"
+        raise _unusable(path, given, checkpoint.meta, error) from error
+    return LoadedDetector(detector=detector, recipe=recipe, classes=checkpoint.meta.classes)
+
+
+def recipe_inside(path: Path, meta: CheckpointMeta) -> Recipe:
+    """The recipe that a checkpoint was trained with. Raises `CheckpointError` where this version cannot read it."""
+    try:
+        return from_yaml(meta.recipe, Recipe, "the recipe inside")
+    except RcnnError as error:
+        raise _unusable(path, "the recipe inside cannot be read", meta, error) from error
+
+
+def _unusable(path: Path, given: str, meta: CheckpointMeta, error: RcnnError) -> CheckpointError:
+    remedy = "take another copy of the file"
+    if meta.version != rcnn.__version__:
+        remedy = f"it was written by rcnn {meta.version}, this is {rcnn.__version__}: use that version"
+    return CheckpointError((Problem(where=str(path), given=given, remedy=remedy), *error.problems))
+
+
+def start_from(detector: TwoStageDetector, path: Path, classes: ClassTable) -> str:
+    """Weights of a checkpoint of the same structure; those of its predictor too where the classes are the same.
+
+    Gives a line for people about what was taken. Raises `CheckpointError`.
+    """
+    checkpoint = read_weights(path)
+    state: Mapping[str, Tensor] = checkpoint.state_dict
+    same = checkpoint.meta.classes.names == classes.names
+    if not same:
+        own = detector.state_dict()
+        state = {**state, **{name: own[name] for name in own if name.startswith(PREDICTOR)}}
+    try:
+        load_into(detector, state)
+    except CheckpointError as error:
+        remedy = "choose the recipe that it was trained with"
+        problem = Problem(where=str(path), given="a detector of another structure", remedy=remedy)
+        raise CheckpointError((problem, *error.problems)) from error
+    if same:
+        return f"started from {path}, its predictor included: the classes are the same"
+    return f"started from {path}; the predictor of the second stage starts anew: the classes differ"

@@ -1,0 +1,69 @@
+"""From a recipe and a table to the batches of training and evaluation."""
+
+from __future__ import annotations
+
+from rcnn.data.loading import BatchLoader, build_eval_loader, build_train_loader
+from rcnn.data.table import AnnotationTable
+from rcnn.errors import Problem, RecipeError
+from rcnn.recipes.recipe import ImageSpec, Recipe
+from rcnn.transforms.geometry import EvalTransform, HorizontalFlip, Resize, TrainTransform
+
+
+def per_process(recipe: Recipe, num_processes: int) -> int:
+    """Pictures in one forward pass of one process. Raises `RecipeError` where the batch cannot be shared out."""
+    parts = num_processes * recipe.train.accumulate
+    if recipe.train.batch_size % parts:
+        raise RecipeError(
+            Problem(
+                where="train.batch_size",
+                given=f"{recipe.train.batch_size} pictures for {num_processes} processes and "
+                f"{recipe.train.accumulate} forward passes each",
+                allowed=f"a multiple of {parts}",
+                remedy=f"train.batch_size={-(-recipe.train.batch_size // parts) * parts}",
+            )
+        )
+    return recipe.train.batch_size // parts
+
+
+def build_resize(image: ImageSpec, short_sides: tuple[int, ...] | None = None) -> Resize:
+    return Resize(
+        short_sides=short_sides or (image.short_side,),
+        max_long_side=image.max_long_side,
+        rounding=image.rounding,
+        kernel=image.kernel,
+    )
+
+
+def build_loader_for_training(
+    table: AnnotationTable, recipe: Recipe, *, rank: int = 0, num_processes: int = 1, pin_memory: bool = False
+) -> BatchLoader:
+    image, data = recipe.detector.image, recipe.data
+    transform = TrainTransform(flip=HorizontalFlip(probability=data.flip), resize=build_resize(image, data.short_sides))
+    return build_train_loader(
+        table,
+        transform,
+        batch_size=per_process(recipe, num_processes),
+        divisor=image.divisor,
+        aspect_ratio_factor=data.aspect_ratio_groups,
+        seed=recipe.train.seed,
+        rank=rank,
+        world_size=num_processes,
+        num_workers=data.workers,
+        pin_memory=pin_memory,
+    )
+
+
+def build_loader_for_evaluation(
+    table: AnnotationTable, recipe: Recipe, *, rank: int = 0, num_processes: int = 1
+) -> BatchLoader:
+    """One picture at a time: on a CPU batches buy nothing, and padding would cost."""
+    image = recipe.detector.image
+    return build_eval_loader(
+        table,
+        EvalTransform(resize=build_resize(image)),
+        batch_size=1,
+        divisor=image.divisor,
+        rank=rank,
+        world_size=num_processes,
+        num_workers=recipe.data.workers,
+    )
