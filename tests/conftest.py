@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,3 +17,64 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the shared folder is absent ({folder}); set RCNN_SHARED to where it is")
     return folder
+
+
+# A detector of half a megabyte on thumbnails: every path of the application in a second or two.
+TINY = (
+    "detector.backbone.name=test_resnet",
+    "detector.image.short_side=64",
+    "detector.image.max_long_side=96",
+    "detector.neck.channels=16",
+    "detector.roi.box_head.features=32",
+    "detector.roi.sampler.total=32",
+    "detector.proposals.train.pre_nms=100",
+    "detector.proposals.train.post_nms=50",
+    "detector.proposals.test.pre_nms=100",
+    "detector.proposals.test.post_nms=20",
+    "data.workers=0",
+    "train.batch_size=4",
+    "train.max_steps=3",
+    "evaluate.pictures=2",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiny:
+    """A trained run, its data (12 pictures to train, 5 to evaluate, five classes) and what makes the recipe small."""
+
+    data: Path
+    run: Path
+    overrides: tuple[str, ...]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.run / "checkpoints" / "best.safetensors"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """`rcnn train quickstart`, made small. Its tests share a worker: @pytest.mark.xdist_group("tiny")."""
+    import rcnn
+    from rcnn.data.shapes import draw_shapes_dataset
+
+    root = tmp_path_factory.mktemp("tiny")
+    draw_shapes_dataset(root / "data", train_images=12, val_images=5)
+    rcnn.train(rcnn.recipe("quickstart", *TINY), run_folder=root / "run", data=root / "data", device="cpu")
+    return Tiny(data=root / "data", run=root / "run", overrides=TINY)
+
+
+@pytest.fixture
+def rcnn_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """`rcnn_command(*arguments)`, in this process: exit code, standard output, standard error."""
+    from rcnn.cli.main import main
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        streams = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        assert "Traceback" not in streams.err
+        return end.value.code, streams.out, streams.err
+
+    return call

@@ -49,7 +49,7 @@ def read_splits(data: DataSpec, *, seed: int) -> Splits:
         notes.append("no evaluation: there is no split for it, and data.holdout is 0")
     elif shared := _pictures_in_both(train, evaluation):
         notes.append(
-            f"{shared:,} of the {len(evaluation):,} pictures evaluated on are trained on too: mind the numbers"
+            f"{shared:,} of the {len(evaluation):,} pictures evaluated on are trained on: mind the numbers"
         )
     if not (~train.ignored).any():
         raise DataError(
