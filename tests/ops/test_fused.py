@@ -26,8 +26,8 @@ TOLERANCES = {torch.float32: (1e-5, 1e-5), torch.float64: (1e-12, 1e-12), torch.
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to compute: with the private operators, and as if the build had none."""
     if request.param == "plain":
-        monkeypatch.setattr(fused, "_onednn_works", lambda dtype: False)
-    elif not fused._onednn_works(torch.float32):
+        monkeypatch.setattr(fused, "onednn_works", lambda dtype: False)
+    elif not fused.onednn_works(torch.float32):
         pytest.skip("this build of PyTorch has no usable oneDNN operators: the plain path is what runs here")
     return request.param
 
@@ -135,11 +135,11 @@ def test_missing_operators_mean_the_plain_path(monkeypatch: pytest.MonkeyPatch) 
             raise AttributeError(name)
 
     monkeypatch.setattr(torch.ops, "mkldnn", Absent())
-    assert not fused._onednn_works.__wrapped__(torch.float32)
+    assert not fused.onednn_works.__wrapped__(torch.float32)
 
 
 def test_wrong_results_mean_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not fused._onednn_works(torch.float32):
+    if not fused.onednn_works(torch.float32):
         pytest.skip("this build of PyTorch has no usable oneDNN operators")
     monkeypatch.setattr(fused, "_scalars", lambda activation: [0.0, 5.0])
-    assert not fused._onednn_works.__wrapped__(torch.float32)
+    assert not fused.onednn_works.__wrapped__(torch.float32)

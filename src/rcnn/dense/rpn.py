@@ -18,6 +18,7 @@ from rcnn.boxes.geometry import clip, is_inside
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.matching.iou import IoUMatcher, Matches
 from rcnn.matching.sampling import BalancedSampler, EverySampler, Sample
+from rcnn.ops.sparse_gradient import conv_for_sampled_loss
 from rcnn.priors import AnchorGenerator
 from rcnn.records import Levels, Losses, Size, Target
 
@@ -43,7 +44,8 @@ class RPNTower(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         for conv in self.convs:
-            x = F.relu(conv(x))
+            assert isinstance(conv, nn.Conv2d)
+            x = F.relu(conv_for_sampled_loss(conv, x))
         return self.classes(x), self.deltas(x)
 
 

@@ -245,13 +245,13 @@ class FusedFlatLinear(nn.Module):
 def onednn_serves(weight: Tensor) -> bool:
     """Whether oneDNN's fused operators can be used with such a weight."""
     return (
-        weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16) and _onednn_works(weight.dtype)
+        weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16) and onednn_works(weight.dtype)
     )
 
 
 @cache
-def _onednn_works(dtype: torch.dtype) -> bool:
-    """Runs every private operator that this module uses once, and compares with the public ones."""
+def onednn_works(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's operators work in that dtype: each is run once and compared with the public one."""
     if not torch.backends.mkldnn.is_available() or not torch.backends.mkldnn.enabled:  # type: ignore[attr-defined]
         return False
     try:
@@ -292,7 +292,9 @@ def _linear_agrees(dtype: torch.dtype) -> bool:
     x, weight, bias = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((5, 8), (4, 8), (4,)))
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, 5)
     expected = F.linear(x.float(), weight.float(), bias.float())
-    return all(
+    # Transposed and without bias, as a backward pass needs it.
+    turned = torch.ops.mkldnn._linear_pointwise(weight, x.t().contiguous().t(), None, "none", [], "")
+    return _close(turned, expected.t() - bias.float()[:, None]) and all(
         _close(
             torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation.value, _scalars(activation), ""),
             _IN_PLACE[activation](expected.clone()),

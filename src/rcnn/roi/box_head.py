@@ -12,6 +12,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rcnn.ops.linear import linear, linear_over_maps
+
 # "per_class": a box for each class; "agnostic": one box for all.
 BoxRegression = Literal["per_class", "agnostic"]
 
@@ -39,8 +41,8 @@ class TwoFCHead(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        x = F.dropout(F.relu(self.fc6(pooled.flatten(1))), self.dropout, self.training)
-        return F.dropout(F.relu(self.fc7(x)), self.dropout, self.training)
+        x = F.dropout(F.relu(linear_over_maps(self.fc6, pooled)), self.dropout, self.training)
+        return F.dropout(F.relu(linear(self.fc7, x)), self.dropout, self.training)
 
 
 class ConvFCHead(nn.Module):
@@ -71,7 +73,7 @@ class ConvFCHead(nn.Module):
         x = pooled
         for conv in self.convs:
             x = F.relu(conv(x))
-        return F.relu(self.fc(x.flatten(1)))
+        return F.relu(linear_over_maps(self.fc, x))
 
 
 def _convolution(before: int, after: int, make_norm: Callable[[int], nn.Module] | None) -> nn.Sequential:
@@ -101,4 +103,4 @@ class BoxPredictor(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """[R, D] to logits [R, K + 1] and deltas [R, B, 4]."""
-        return self.classes(features), self.deltas(features).reshape(-1, self.num_boxes, 4)
+        return linear(self.classes, features), linear(self.deltas, features).reshape(-1, self.num_boxes, 4)
