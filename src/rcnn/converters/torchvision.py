@@ -6,6 +6,7 @@ The structure (which model, which depth, how many classes) is read from the keys
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -325,9 +326,9 @@ def _read_names(classes: str | None) -> tuple[str, ...] | None:
     """Names from a text `A,B,C` or a file with one a line. Raises `CheckpointError` for one that is there twice."""
     if classes is None:
         return None
-    path = Path(classes)
+    is_file = os.path.isfile(classes)  # not Path.is_file, which raises where many names are too long for a path
     try:
-        text = path.read_text(encoding="utf-8").splitlines() if path.is_file() else classes.split(",")
+        text = Path(classes).read_text(encoding="utf-8").splitlines() if is_file else classes.split(",")
     except (OSError, UnicodeDecodeError) as error:
         problem = Problem(where=classes, given=f"cannot be read ({error})", allowed="a text file with one name a line")
         raise CheckpointError(problem) from error
