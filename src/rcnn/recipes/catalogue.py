@@ -16,6 +16,7 @@ from rcnn.recipes.recipe import (
     EvaluateSpec,
     FPNSpec,
     ImageSpec,
+    L1Spec,
     LevelMapSpec,
     MatcherSpec,
     MobileNetSpec,
@@ -176,7 +177,9 @@ def faster_rcnn_resnet18_fpn() -> Recipe:
         detector=TwoStageSpec(
             image=ImageSpec(short_side=480, max_long_side=800),
             backbone=ResNetSpec(depth=18),
-            proposals=ProposalsSpec(head=RPNSpec(anchors=_TORCHVISION_ANCHORS)),
+            proposals=ProposalsSpec(head=RPNSpec(box_loss=L1Spec())),
+            # Boxes to the pixel: small pictures leave little room for half a cell.
+            roi=RoISpec(pooling=RoIAlignSpec(aligned=True), box_loss=L1Spec()),
         ),
         train=_SMALL_TRAINING,
     )
