@@ -88,14 +88,14 @@ def refuse_unwritable(files: Iterable[Path]) -> None:
 
 
 def _write_problem(path: Path, num_bytes: int, error: OSError) -> Problem:
-    kept = f"the previous file is intact: {path}" if path.is_file() else "no earlier file was there"
+    kept = f"; the previous file is intact: {path}" if path.is_file() else ""
     if error.errno not in FULL_DISK:
         given = f"cannot be written: {error.strerror or error}"
-        return Problem(where=str(path), given=given, remedy=f"choose another place; {kept}")
+        return Problem(where=str(path), given=given, remedy=f"choose another place{kept}")
     return Problem(
         where=str(path),
         given=f"the disk is full: {_amount(num_bytes)} are needed, {_room(path.parent)} free",
-        remedy=f"make room and go on (a training with --resume); {kept}",
+        remedy=f"make room and go on (a training with --resume){kept}",
     )
 
 

@@ -205,9 +205,8 @@ def test_every_mistake_in_the_settings_at_once(rcnn_command, tiny, tmp_path: Pat
 
 def test_places_that_cannot_hold_a_run(rcnn_command, tiny, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    code, _, err = rcnn_command(
-        "train", "quickstart", "--data", tiny.data, *tiny.overrides, "-o", tmp_path / "file/run"
-    )
+    begin = ["train", "quickstart", "--data", tiny.data, *tiny.overrides, "-o"]
+    code, _, err = rcnn_command(*begin, tmp_path / "file/run")
     assert code == 1
     assert "file/run: cannot be written: Not a directory; choose a folder that you may write to" in err
     code, _, err = rcnn_command(*begin, tiny.run)

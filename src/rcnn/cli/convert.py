@@ -25,9 +25,7 @@ def command(
     classes: Annotated[
         str | None, typer.Option("--classes", help="Names in the order of the labels: A,B,C or a file, one a line.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the recipe.")
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="PATH=VALUE", help="Changes to the recipe.")] = None,
     keys: Annotated[bool, typer.Option("--keys", help="Print what became of every key.")] = False,
 ) -> None:
     """Turn another system's checkpoint into one of ours, its classes and preprocessing inside. Nothing in it is run."""

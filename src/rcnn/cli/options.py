@@ -29,5 +29,5 @@ CheckpointArgument = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="bf16 is faster, and moves boxes a little.")]
 OverridesArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="Changes, for example train.epochs=12.")
+    list[str] | None, typer.Argument(metavar="PATH=VALUE", help="Changes, for example train.epochs=12.")
 ]

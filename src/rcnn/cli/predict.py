@@ -39,7 +39,7 @@ def command(
     from rcnn.predict import load
 
     paths = find_pictures(sources)
-    refuse_unwritable([out / "detections.json", out / "detections.csv"])
+    refuse_unwritable([out / "detections.json"])
     predictor = load(checkpoint, device=device.value, precision=precision.value)
     pictures = [out / "pictures" / f"{name}.png" for name in distinct_names(paths)] if draw else [None] * len(paths)
     found: dict[int, Detections] = {}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def command(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="The name of a recipe, or a file; none with --resume.")
+        str | None, typer.Argument(metavar="RECIPE", help="The name of a recipe, or a file; none with --resume.")
     ] = None,
     overrides: OverridesArgument = None,
     data: Annotated[str | None, typer.Option("--data", "-d", help="The folder: COCO, VOC or YOLO.")] = None,

@@ -9,7 +9,8 @@ import argparse
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -231,8 +232,19 @@ class ConversionReport:
         ]
         if keys:
             lines += [f"  {theirs} -> {ours}" for theirs, ours in self.converted.names.items()]
-        lines += [f"  left out: {key} ({reason})" for key, reason in self.converted.dropped.items()]
+            lines += [f"  left out: {key} ({reason})" for key, reason in self.converted.dropped.items()]
+        else:
+            lines += [f"  left out: {text}" for text in self._left_out()]
         return [*lines, f"written: {self.out}"]
+
+    def _left_out(self) -> Iterator[str]:
+        """One line per reason: a ResNet-50 has 53 keys that are left out for the same one."""
+        keys: dict[str, list[str]] = defaultdict(list)
+        for key, reason in self.converted.dropped.items():
+            keys[reason].append(key)
+        for reason, of_reason in keys.items():
+            more = f" and {len(of_reason) - 1} more" if len(of_reason) > 1 else ""
+            yield f"{of_reason[0]}{more} ({reason})"
 
 
 def convert_file(

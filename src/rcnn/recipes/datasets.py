@@ -48,15 +48,13 @@ def read_splits(data: DataSpec, *, seed: int) -> Splits:
     elif evaluation is None:
         notes.append("no evaluation: there is no split for it, and data.holdout is 0")
     elif shared := _pictures_in_both(train, evaluation):
-        notes.append(
-            f"{shared:,} of the {len(evaluation):,} pictures evaluated on are trained on: mind the numbers"
-        )
+        notes.append(f"{shared:,} of the {len(evaluation):,} pictures evaluated on are trained on: mind the numbers")
     if not (~train.ignored).any():
         raise DataError(
             Problem(
                 where=path,
                 given=f'no picture of the training split "{train_name}" has a box',
-                remedy="check that the annotations lie where they are looked for: rcnn data check",
+                remedy=f"check that the annotations lie where they are looked for: rcnn data check {path}",
             )
         )
     train = _without_empty(train, notes) if data.skip_empty else train
