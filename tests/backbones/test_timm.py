@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from torch import nn
 
 from rcnn.backbones.norm import SyncBatchNorm
@@ -102,6 +105,26 @@ def test_weights_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(DownloadError, match="no connection"):
         imagenet_tensors("resnet10t")
+
+
+def test_a_hub_that_cannot_be_reached_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_offline = []
+
+    def refuse(*args: object, **choices: object) -> None:
+        asked_offline.append(constants.HF_HUB_OFFLINE)
+        raise FileNotFoundError("not in the cache")
+
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound and not listening: a connection is refused
+        port = closed.getsockname()[1]
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("urllib.request.getproxies", dict)
+        monkeypatch.setattr(timm, "create_model", refuse)
+        with pytest.raises(DownloadError, match="not in the cache"):
+            imagenet_tensors("resnet10t")
+    assert asked_offline == [True]
+    assert not constants.HF_HUB_OFFLINE
 
 
 def test_more_frozen_stages_than_maps() -> None:

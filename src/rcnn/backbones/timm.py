@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import timm
 import torch
+from huggingface_hub import constants
 from timm.layers.format import Format
 from timm.layers.norm_act import BatchNormAct2d, freeze_batch_norm_2d
 from torch import Tensor, nn
@@ -17,6 +22,7 @@ from rcnn.backbones.norm import SyncBatchNorm
 from rcnn.errors import DownloadError, Problem, SetupError, nearest
 
 TimmNorm = Literal["frozen", "batch", "sync"]
+_CONNECT_SECONDS = 5
 
 
 class TimmBackbone(AbstractBackbone):
@@ -80,7 +86,8 @@ def _create(name: str) -> Any:  # timm's feature models share attributes, but no
 def imagenet_tensors(name: str) -> dict[str, Tensor]:
     """timm's own weights of the model's `body`, fetched where they are not at hand; else `DownloadError`."""
     try:
-        return timm.create_model(name, features_only=True, pretrained=True).state_dict()
+        with _hub_offline_where_unreachable():
+            return timm.create_model(name, features_only=True, pretrained=True).state_dict()
     except (OSError, RuntimeError, ValueError) as error:
         raise DownloadError(
             Problem(
@@ -89,6 +96,23 @@ def imagenet_tensors(name: str) -> dict[str, Tensor]:
                 remedy="give a file with detector.backbone.weights=FILE (null starts from random numbers)",
             )
         ) from error
+
+
+@contextmanager
+def _hub_offline_where_unreachable() -> Iterator[None]:
+    """Without a network the hub's client tries again for most of a minute: then it is asked for its cache alone."""
+    hub = urllib.parse.urlparse(constants.ENDPOINT)
+    before = constants.HF_HUB_OFFLINE
+    # Behind a proxy a direct connection says nothing.
+    if not urllib.request.getproxies():
+        try:
+            socket.create_connection((hub.hostname, hub.port or 443), timeout=_CONNECT_SECONDS).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _check_frozen_stages(name: str, frozen_stages: int, num_maps: int) -> None:

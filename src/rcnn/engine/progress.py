@@ -132,8 +132,9 @@ def clock(seconds: float) -> str:
 
 
 def metrics_line(step: int, metrics: Mapping[str, float]) -> str:
-    """An evaluation in one line."""
-    return f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    """An evaluation in one line; a dash for what is not defined (NaN, or pycocotools' -1)."""
+    texts = {name: f"{value:.4f}" if value >= 0 else "–" for name, value in metrics.items()}
+    return f"step {step}: " + "  ".join(f"{name} {text}" for name, text in texts.items())
 
 
 class LineProgress:
