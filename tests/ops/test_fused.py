@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from rcnn.ops import fused
+from rcnn.ops.folding import FoldedWeights
 from rcnn.ops.fused import Activation, ConvGeometry, FusedConv2d, FusedFlatLinear, FusedLinear
 
 REFERENCES = {
@@ -36,6 +37,12 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> T
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+def weights_of(weight: Tensor, bias: Tensor) -> FoldedWeights:
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:], dtype=weight.dtype)
+    conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return FoldedWeights(conv, None, weight.dtype)
+
+
 def last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -49,7 +56,7 @@ def assert_near(given: Tensor, expected: Tensor) -> None:
 @pytest.mark.parametrize("activation", list(Activation))
 def test_convolution_and_activation(path: str, activation: Activation, dtype: torch.dtype) -> None:
     weight, bias, x = numbers(6, 4, 3, 3, dtype=dtype), numbers(6, dtype=dtype), last(numbers(2, 4, 7, 5, dtype=dtype))
-    layer = FusedConv2d(weight=weight, bias=bias, geometry=PLAIN, activation=activation)
+    layer = FusedConv2d(weights=weights_of(weight, bias), geometry=PLAIN, activation=activation)
     expected = REFERENCES[activation](F.conv2d(x.double(), weight.double(), bias.double(), padding=1))
     for _ in range(2):  # the first call packs
         assert_near(layer(x), expected)
@@ -65,7 +72,9 @@ def test_residual_sum(path: str, activation: Activation, overwrites: bool) -> No
         last(numbers(2, 4, 7, 5)),
         last(numbers(2, 6, 7, 5, seed=1)),
     )
-    layer = FusedConv2d(weight=weight, bias=bias, geometry=PLAIN, activation=activation, overwrites_other=overwrites)
+    layer = FusedConv2d(
+        weights=weights_of(weight, bias), geometry=PLAIN, activation=activation, overwrites_other=overwrites
+    )
     expected = REFERENCES[activation](F.conv2d(x, weight, bias, padding=1) + other)
     before = other.clone()
     assert_near(layer(x, other), expected)
@@ -75,7 +84,9 @@ def test_residual_sum(path: str, activation: Activation, overwrites: bool) -> No
 
 def test_residual_that_broadcasts(path: str) -> None:
     weight, bias, x, other = numbers(6, 4, 3, 3), numbers(6), last(numbers(2, 4, 7, 5)), numbers(1, 6, 1, 1, seed=1)
-    layer = FusedConv2d(weight=weight, bias=bias, geometry=PLAIN, activation=Activation.RELU, overwrites_other=True)
+    layer = FusedConv2d(
+        weights=weights_of(weight, bias), geometry=PLAIN, activation=Activation.RELU, overwrites_other=True
+    )
     assert_near(layer(x, other), F.relu(F.conv2d(x, weight, bias, padding=1) + other))
 
 
@@ -83,13 +94,13 @@ def test_residual_that_broadcasts(path: str) -> None:
 def test_geometry(path: str, groups: int) -> None:
     geometry = ConvGeometry(stride=(2, 1), padding=(2, 1), dilation=(2, 1), groups=groups)
     weight, bias, x = numbers(8, 4 // groups, 3, 3), numbers(8), last(numbers(1, 4, 11, 9))
-    layer = FusedConv2d(weight=weight, bias=bias, geometry=geometry, activation=Activation.NONE)
+    layer = FusedConv2d(weights=weights_of(weight, bias), geometry=geometry, activation=Activation.NONE)
     assert_near(layer(x), F.conv2d(x, weight, bias, (2, 1), (2, 1), (2, 1), groups))
 
 
 def test_other_sizes_than_the_first(path: str) -> None:
     weight, bias = numbers(6, 4, 3, 3), numbers(6)
-    layer = FusedConv2d(weight=weight, bias=bias, geometry=PLAIN, activation=Activation.NONE)
+    layer = FusedConv2d(weights=weights_of(weight, bias), geometry=PLAIN, activation=Activation.NONE)
     for images, height, width in ((1, 7, 5), (3, 40, 31), (1, 1, 1), (0, 7, 5)):
         x = last(numbers(images, 4, height, width))
         assert_near(layer(x), F.conv2d(x, weight, bias, padding=1))
@@ -99,7 +110,7 @@ def test_same_padding_by_hand(path: str) -> None:
     # Size 4, stride 2, kernel 3: two outputs span 2 + 3 = 5 cells, one more than there are; it is added at the end.
     geometry = ConvGeometry(stride=(2, 2), padding=(0, 0), dilation=(1, 1), groups=1, same=True)
     layer = FusedConv2d(
-        weight=torch.ones(1, 1, 3, 3), bias=torch.zeros(1), geometry=geometry, activation=Activation.NONE
+        weights=weights_of(torch.ones(1, 1, 3, 3), torch.zeros(1)), geometry=geometry, activation=Activation.NONE
     )
     # Ones: 9 cells inside, 6 where one column or row is padding, 4 in the corner with both.
     assert layer(torch.ones(1, 1, 4, 4)).tolist() == [[[[9.0, 6.0], [6.0, 4.0]]]]
@@ -120,13 +131,22 @@ def test_linear(path: str, activation: Activation, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_linear_over_maps(path: str, channels_last: bool, dtype: torch.dtype) -> None:
     weight, bias = numbers(6, 3 * 2 * 4, dtype=dtype), numbers(6, dtype=dtype)
-    layer = FusedFlatLinear(weight=weight, bias=bias, activation=Activation.RELU)
-    for rows in (2, 0, 5, 2, 0):  # few, many (which orders the columns), and few again
+    layer = FusedFlatLinear(weight=weight, bias=bias, activation=Activation.RELU, channels=3)
+    for rows in (5, 0, 2):
         x = numbers(rows, 3, 2, 4, dtype=dtype)
         expected = F.relu(F.linear(x.double().flatten(1), weight.double(), bias.double()))
         assert_near(layer(last(x) if channels_last else x), expected)
-    with pytest.raises(RuntimeError, match="prepared for maps of shape"):
-        layer(numbers(5, 2, 3, 4, dtype=dtype))
+
+
+def test_weights_that_change_before_they_are_read_are_refused(path: str) -> None:
+    weight, bias, x = nn.Parameter(numbers(6, 4, 3, 3)), numbers(6), last(numbers(1, 4, 5, 5))
+    conv = FusedConv2d(weights=weights_of(weight, bias), geometry=PLAIN, activation=Activation.NONE)
+    linear = FusedLinear(weight=weight.detach().flatten(1), bias=bias, activation=Activation.NONE)
+    with torch.no_grad():
+        weight.mul_(2)
+    for layer, given in ((conv, x), (linear, x.reshape(-1)[:36])):
+        with pytest.raises(RuntimeError, match="prepare it again"):
+            layer(given)
 
 
 def test_missing_operators_mean_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
 from rcnn.ops import fused
-from rcnn.ops.fused import FusedConv2d, FusedLinear
+from rcnn.ops.fused import FusedConv2d, FusedFlatLinear, FusedLinear
 from rcnn.ops.preparation import PreparedModule, prepare_for_inference
 
 
@@ -332,6 +332,29 @@ def test_training_the_original_never_changes_results(name: str) -> None:
     else:  # linear layers share their weights
         with pytest.raises(RuntimeError, match="prepare it again"):
             prepared(PICTURE)
+
+
+def test_training_the_original_before_the_first_call_is_refused() -> None:
+    module = build("head")
+    prepared = prepare_for_inference(module)
+    module.load_state_dict(module.state_dict())
+    with pytest.raises(RuntimeError, match="prepare it again"):
+        prepared(PICTURE)
+
+
+@pytest.mark.parametrize("channels", [3, None])
+@pytest.mark.parametrize("convolutions", [0, 1])
+def test_maps_that_are_flattened_are_not_transposed_where_channels_are_known(
+    channels: int | None, convolutions: int
+) -> None:
+    convs = [nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()] * convolutions
+    module = nn.Sequential(*convs, nn.Flatten(), nn.Linear(3 * 4 * 5, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    prepared = prepare_for_inference(module, channels=channels)
+    x = PICTURE[:, :, :4, :5]
+    with torch.no_grad():
+        assert max(relative_errors(prepared(x), module(x))) < 1e-5
+    is_known = channels is not None or convolutions > 0
+    assert any(isinstance(part, FusedFlatLinear) for part in prepared.modules()) == is_known
 
 
 def test_a_prepared_module_records_no_graph() -> None:

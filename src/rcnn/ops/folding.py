@@ -44,6 +44,42 @@ def folded(
     return weight * scale[:, None, None, None], bias * scale + shift
 
 
+class Unchanged:
+    """Tensors that are not copied (they can be half of the detector), and so must not change until they are read."""
+
+    def __init__(self, *tensors: Tensor | None) -> None:
+        self.tensors = tensors
+        self._versions = self._counted()
+
+    def read(self) -> tuple[Tensor | None, ...]:
+        """Raises RuntimeError where a tensor was changed in the meantime."""
+        if self._counted() != self._versions:
+            raise RuntimeError("the module was trained or loaded after it was prepared: prepare it again")
+        return self.tensors
+
+    def _counted(self) -> list[int]:
+        return [tensor._version for tensor in self.tensors if tensor is not None and not tensor.is_inference()]
+
+
+class FoldedWeights:
+    """Weight and bias of a convolution and the fixed norm after it, folded when they are first needed.
+
+    So a detector that is prepared and then let go is never there twice.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module | None, dtype: torch.dtype) -> None:
+        self.shape = conv.weight.shape
+        self.device, self.dtype = conv.weight.device, dtype
+        self._conv, self._norm = conv, norm
+        of_norm = [] if norm is None else [*norm.parameters(), *norm.buffers()]
+        self._unchanged = Unchanged(conv.weight, conv.bias, *of_norm)
+
+    def get(self) -> tuple[Float[Tensor, "o i k k"], Float[Tensor, " o"]]:
+        self._unchanged.read()
+        weight, bias = folded(self._conv.weight, self._conv.bias, self._norm)
+        return weight.to(self.dtype), bias.to(self.dtype)
+
+
 def _double(tensor: Tensor | nn.Module) -> Tensor:
     assert isinstance(tensor, Tensor)
     return tensor.detach().to(torch.float64)

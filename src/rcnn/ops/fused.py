@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rcnn.ops.folding import FoldedWeights, Unchanged
+
 
 class Activation(Enum):
     """The value is oneDNN's name."""
@@ -83,15 +85,14 @@ class ConvGeometry:
 class FusedConv2d(nn.Module):
     """activation(conv(x) + other). `other` is optional, and is overwritten where `overwrites_other` says so.
 
-    Holds its weights outside of parameters and buffers: it neither moves nor trains nor saves. The pack that oneDNN
-    wants depends on the size of the map, so it is made at the first call and the plain weight then let go.
+    Holds its weights outside of parameters and buffers: it neither moves nor trains nor saves. They are folded at the
+    first call, which tells the size of the map: the pack that oneDNN wants depends on it.
     """
 
     def __init__(
         self,
         *,
-        weight: Float[Tensor, "o i k l"],
-        bias: Float[Tensor, " o"],
+        weights: FoldedWeights,
         geometry: ConvGeometry,
         activation: Activation,
         overwrites_other: bool = False,
@@ -100,27 +101,32 @@ class FusedConv2d(nn.Module):
         self.geometry = geometry
         self.activation = activation
         self.overwrites_other = overwrites_other
-        self.kernel = (weight.shape[-2], weight.shape[-1])
-        self.out_channels = weight.shape[0]
-        self.uses_onednn = onednn_serves(weight)
-        self._bias = bias.contiguous()
-        # The pack is made from the usual layout: nothing is copied for it before.
-        self._weight = weight.contiguous() if self.uses_onednn else weight.contiguous(memory_format=torch.channels_last)
+        self.out_channels = weights.shape[0]
+        self.kernel = (weights.shape[2], weights.shape[3])
+        self.uses_onednn = onednn_serves(weights.device, weights.dtype)
+        self._folded: FoldedWeights | None = weights
+        self._weight: Tensor = torch.empty(0)
+        self._bias: Tensor = torch.empty(0)
         self._is_packed = False
 
     def forward(self, x: Float[Tensor, "n c h w"], other: Tensor | None = None) -> Tensor:
+        if self._folded is not None:
+            self._fold(self._folded)
         x = self.geometry.padded(x, self.kernel)
-        if other is not None and other.shape != (
-            x.shape[0],
-            self.out_channels,
-            *self.geometry.output_size(x, self.kernel),
-        ):
+        size = self.geometry.output_size(x, self.kernel)
+        if other is not None and other.shape != (x.shape[0], self.out_channels, *size):
             return self._activate(self._convolve(x, Activation.NONE) + other)
         if not self.uses_onednn or x.numel() == 0:
             return self._plain(x, other)
         if other is None:
             return self._convolve(x, self.activation)
         return self._convolve_and_add(x, other)
+
+    def _fold(self, weights: FoldedWeights) -> None:
+        weight, self._bias = weights.get()
+        # The pack is made from the usual layout: nothing is copied for it before.
+        self._weight = weight if self.uses_onednn else weight.contiguous(memory_format=torch.channels_last)
+        self._folded = None
 
     def _plain(self, x: Tensor, other: Tensor | None) -> Tensor:
         out = self._convolve_plain(x)
@@ -167,86 +173,58 @@ class FusedConv2d(nn.Module):
         return self._weight
 
 
-class _SharedWeight:
-    """A weight that is not copied, for it can be half of the detector: it must not change without its user knowing."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self._tensor = tensor
-        self._version = None if tensor.is_inference() else tensor._version
-
-    def get(self) -> Tensor:
-        if self._version is not None and self._tensor._version != self._version:
-            raise RuntimeError("the module was trained or loaded after it was prepared: prepare it again")
-        return self._tensor
-
-
 class FusedLinear(nn.Module):
     """activation(linear(x)). Not for moving, training or saving, as `FusedConv2d`. The weight is shared, not copied."""
 
     def __init__(self, *, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"], activation: Activation) -> None:
         super().__init__()
         self.activation = activation
-        self.uses_onednn = onednn_serves(weight)
+        self.uses_onednn = onednn_serves(weight.device, weight.dtype)
         self._bias = bias.contiguous()
-        self._weight = _SharedWeight(weight)
+        self._shared = Unchanged(weight)
         self._is_packed = False
 
     def forward(self, x: Float[Tensor, "*rows i"]) -> Float[Tensor, "*rows o"]:
+        (weight,) = self._shared.read()
+        assert weight is not None
         if not self.uses_onednn or x.numel() == 0:
-            return _IN_PLACE[self.activation](F.linear(x, self.dense_weight(), self._bias))
+            dense = weight.to_dense() if self._is_packed else weight
+            return _IN_PLACE[self.activation](F.linear(x, dense, self._bias))
         # A pack speeds up bfloat16 alone; in float32 oneDNN reads plain rows as fast, and no second copy is needed.
         if not self._is_packed and x.dtype == torch.bfloat16:
-            rows = x.numel() // x.shape[-1]
-            self._weight = _SharedWeight(torch.ops.mkldnn._reorder_linear_weight(self._weight.get(), rows))
-            self._is_packed = True
+            weight = torch.ops.mkldnn._reorder_linear_weight(weight, x.numel() // x.shape[-1])
+            self._shared, self._is_packed = Unchanged(weight), True
         return torch.ops.mkldnn._linear_pointwise(
-            x, self._weight.get(), self._bias, self.activation.value, _scalars(self.activation), ""
+            x, weight, self._bias, self.activation.value, _scalars(self.activation), ""
         )
-
-    def dense_weight(self) -> Float[Tensor, "o i"]:
-        weight = self._weight.get()
-        return weight.to_dense() if self._is_packed else weight
 
 
 class FusedFlatLinear(nn.Module):
-    """activation(linear(x.flatten(1))) for channels-last maps.
+    """activation(linear(x.flatten(1))) for channels-last maps of `channels` channels, which are read as they lie.
 
-    Flattening them transposes (50 MB for a thousand RoIs). Where there are many, the weight's columns are put into the
-    order of channels-last maps instead, once; where there are few, that is not worth a second copy of the weight.
+    Flattening would transpose them (50 MB for a thousand RoIs); the weight's columns are put into their order instead.
     """
 
-    def __init__(self, *, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"], activation: Activation) -> None:
+    def __init__(
+        self, *, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"], activation: Activation, channels: int
+    ) -> None:
         super().__init__()
-        self.activation = activation
-        self.few = len(weight) // 2
-        self._bias = bias
-        self._map_shape: torch.Size | None = None
-        self._linear = FusedLinear(weight=weight, bias=bias, activation=activation)
+        self.channels = channels
+        rows = len(weight)
+        ordered = weight.view(rows, channels, -1).transpose(1, 2).reshape(rows, -1)
+        self._linear = FusedLinear(weight=ordered, bias=bias, activation=activation)
 
-    def forward(self, x: Tensor) -> Float[Tensor, "n o"]:
-        if self._map_shape is None and len(x) > self.few:
-            self._order_columns(x.shape[1:])
-        if self._map_shape is None:
-            return self._linear(x.flatten(1))
-        if x.shape[1:] != self._map_shape:
-            raise RuntimeError(f"a layer prepared for maps of shape {self._map_shape} was given {tuple(x.shape[1:])}")
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o"]:
+        assert x.shape[1] == self.channels
         return self._linear(x.movedim(1, -1).flatten(1))
-
-    def _order_columns(self, map_shape: torch.Size) -> None:
-        weight = self._linear.dense_weight()
-        weight = weight.view(len(weight), *map_shape).movedim(1, -1).flatten(1)
-        self._linear = FusedLinear(weight=weight, bias=self._bias, activation=self.activation)
-        self._map_shape = map_shape
 
 
 # ----------------------------------------------------------------------------------------------------- the feature test
 
 
-def onednn_serves(weight: Tensor) -> bool:
-    """Whether oneDNN's fused operators can be used with such a weight."""
-    return (
-        weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16) and onednn_works(weight.dtype)
-    )
+def onednn_serves(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN's fused operators can be used there."""
+    return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and onednn_works(dtype)
 
 
 @cache

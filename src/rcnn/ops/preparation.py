@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from rcnn.ops.folding import folded, is_fixed_norm
+from rcnn.ops.folding import FoldedWeights, is_fixed_norm
 from rcnn.ops.fused import Activation, ConvGeometry, FusedConv2d, FusedFlatLinear, FusedLinear
 
 _ACTIVATION_MODULES: dict[type[nn.Module], Activation] = {
@@ -46,15 +46,20 @@ _SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 _DROPOUTS: tuple[Any, ...] = (F.dropout, F.dropout2d, torchvision.ops.stochastic_depth)
 
 
-def prepare_for_inference(module: nn.Module, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+def prepare_for_inference(
+    module: nn.Module, *, dtype: torch.dtype = torch.float32, channels: int | None = None
+) -> nn.Module:
     """A copy of `module` in evaluation mode for inference in `dtype`, with the same arguments and results.
 
     In float32 and float64 the results equal the module's up to rounding; with bfloat16 activations are bfloat16 and so
     are the results. Tensors given to the copy are converted (dtype, channels-last). It computes no gradients, and its
-    weights are packed: it cannot be moved, trained or saved. Linear layers may share their weights with the original;
-    if that is trained in between they refuse to run. Meant for trunks of convolutions and linear layers.
+    weights are packed: it cannot be moved, trained or saved. It reads the original's weights when it first runs, and
+    may go on sharing those of linear layers; if the original is trained in between, it refuses to run.
+
+    `channels` of the maps that are given, where the module flattens them: they are then read as they lie in memory.
+    Meant for trunks of convolutions and linear layers.
     """
-    return PreparedModule(_prepared(_shared_copy(module).eval(), dtype), dtype)
+    return PreparedModule(_prepared(_shared_copy(module).eval(), dtype, channels), dtype)
 
 
 class PreparedModule(nn.Module):
@@ -83,10 +88,10 @@ def _shared_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo={id(tensor): tensor for tensor in tensors})
 
 
-def _prepared(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _prepared(module: nn.Module, dtype: torch.dtype, channels: int | None = None) -> nn.Module:
     graph_module = _traced(module)
     if graph_module is not None:
-        _Rewriter(graph_module, dtype).run()
+        _Rewriter(graph_module, dtype, channels).run()
         return graph_module
     for name, child in module.named_children():
         setattr(module, name, _prepared(child, dtype))
@@ -126,10 +131,11 @@ def _convert_own_tensors(module: nn.Module, dtype: torch.dtype) -> None:
 class _Rewriter:
     """Replaces convolutions, linear layers and what follows each by fused layers, in one graph."""
 
-    def __init__(self, graph_module: fx.GraphModule, dtype: torch.dtype) -> None:
+    def __init__(self, graph_module: fx.GraphModule, dtype: torch.dtype, channels: int | None) -> None:
         self.root = graph_module
         self.graph = graph_module.graph
         self.dtype = dtype
+        self.channels = channels
         self.count = 0
 
     def run(self) -> None:
@@ -225,10 +231,8 @@ class _Rewriter:
             user = self._only_user(last)
             if user is not None and (found := self._activation(user)):
                 last, activation = user, found
-        weight, bias = folded(conv.weight, conv.bias, norm)
         fused = FusedConv2d(
-            weight=weight.to(self.dtype),
-            bias=bias.to(self.dtype),
+            weights=FoldedWeights(conv, norm, self.dtype),
             geometry=geometry,
             activation=activation,
             overwrites_other=isinstance(other, fx.Node) and self._is_free_after(other, last),
@@ -254,11 +258,26 @@ class _Rewriter:
             last, activation = user, found
         weight = linear.weight.detach()
         bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().clone()
-        kind: type[FusedLinear | FusedFlatLinear] = FusedLinear
-        if isinstance(source, fx.Node) and self._is_flatten(source):
-            kind, source = FusedFlatLinear, source.args[0]
-        fused = kind(weight=weight.to(self.dtype), bias=bias.to(self.dtype), activation=activation)
+        weight, bias = weight.to(self.dtype), bias.to(self.dtype)
+        assert isinstance(source, fx.Node)
+        channels = self._channels_before_flatten(source)
+        if channels is None:
+            fused: nn.Module = FusedLinear(weight=weight, bias=bias, activation=activation)
+        else:
+            source = source.args[0]
+            fused = FusedFlatLinear(weight=weight, bias=bias, activation=activation, channels=channels)
         self._replace(last, fused, (source,))
+
+    def _channels_before_flatten(self, node: fx.Node) -> int | None:
+        """The channels of the maps that this node flattens, if it does and they are known."""
+        if not self._is_flatten(node):
+            return None
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        module = self._module(source)
+        if isinstance(module, FusedConv2d):
+            return module.out_channels
+        return self.channels if source.op == "placeholder" else None
 
     def _replace(self, last: fx.Node, fused: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Puts the fused layer where the chain ends: everything it needs is there by then."""
