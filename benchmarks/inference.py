@@ -91,18 +91,24 @@ def by_rcnn(detector: TwoStageDetector, image: Tensor) -> Callable[[], Detection
 
 
 def report_difference(name: str, found: Detections, expected: dict[str, Tensor]) -> None:
-    """Each expected box against the nearest found one of its label; float32 must be within the limits."""
-    pairs = (found.labels[None] + 1 != expected["labels"][:, None]).float() * 1e6
-    pairs = pairs + torch.cdist(expected["boxes"], found.boxes_xyxy, p=torch.inf)
-    distance, nearest = pairs.min(1)
+    """Each expected box against the nearest found one of its label; float32 must be within the limits.
+
+    bfloat16 on random weights is a worst case: their boxes and scores lie so close that rounding reorders them.
+    """
+    other_label = found.labels[None] + 1 != expected["labels"][:, None]
+    distances = torch.cdist(expected["boxes"], found.boxes_xyxy, p=torch.inf)
+    distance, nearest = distances.masked_fill(other_label, torch.inf).min(1)
     score = (found.scores[nearest] - expected["scores"]).abs()
-    same_count = len(found.scores) == len(expected["scores"])
+    if "bfloat16" in name:
+        near = int((distance < 1).sum())
+        print(f"  {name:16} {len(found.scores)} detections; {near} of {len(distance)} boxes within 1 px")
+        return
     print(
-        f"  {name:16} {len(found.scores)} detections; boxes differ by {float(distance.max()):.4f} px (median "
-        f"{float(distance.median()):.4f}), scores by {float(score.max()):.1e}"
+        f"  {name:16} {len(found.scores)} detections; boxes differ by at most {float(distance.max()):.4f} px, scores by "
+        f"{float(score.max()):.1e}"
     )
-    equal = same_count and float(distance.max()) <= MOST_PIXELS and float(score.max()) <= MOST_SCORE
-    if "bfloat16" not in name and not equal:
+    same_count = len(found.scores) == len(expected["scores"])
+    if not (same_count and float(distance.max()) <= MOST_PIXELS and float(score.max()) <= MOST_SCORE):
         raise SystemExit(f"{name}: the boxes are not torchvision's")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from itertools import chain
 
 import torch
@@ -31,6 +32,8 @@ def prepared_detector(detector: TwoStageDetector, dtype: torch.dtype = torch.flo
         setattr(head, name, prepare_for_inference(part, dtype=dtype))
     prepared.roi.box_head = prepare_for_inference(prepared.roi.box_head, dtype=dtype, channels=channels)
     prepared.roi.predictor = prepare_for_inference(prepared.roi.predictor, dtype=wide)  # type: ignore[assignment]
+    # Traces refer to themselves: without this they would keep the weights of a detector that its owner lets go.
+    gc.collect()
     return prepared
 
 
