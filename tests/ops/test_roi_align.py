@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -128,8 +129,9 @@ roi = st.tuples(coordinate, coordinate, coordinate, coordinate, st.integers(0, 1
     ratio=st.integers(0, 3),
     aligned=st.booleans(),
     size=st.integers(1, 4),
+    merge=st.booleans(),
 )
-def test_any_boxes_equal_torchvision(rois: list[tuple], ratio: int, aligned: bool, size: int) -> None:
+def test_any_boxes_equal_torchvision(rois: list[tuple], ratio: int, aligned: bool, size: int, merge: bool) -> None:
     features = [feature.requires_grad_() for feature in pyramid(channels=2)]
     boxes = torch.tensor([some[:4] for some in rois], dtype=torch.float64).view(-1, 4)
     if ratio == 0:  # torchvision reserves as much memory as there are samples and fails where width times height is < 0
@@ -137,9 +139,10 @@ def test_any_boxes_equal_torchvision(rois: list[tuple], ratio: int, aligned: boo
     image = torch.tensor([some[4] for some in rois], dtype=torch.int64)
     level = torch.tensor([some[5] for some in rois], dtype=torch.int64)
     expected = torchvision_levels(features, boxes, image, level, size, ratio, aligned)
-    pooled = roi_align(
-        features, boxes, image, level, scales=SCALES, output_size=size, sampling_ratio=ratio, aligned=aligned
-    )
+    with patch.object(module_under_test, "_FEW_ROIS", 0 if merge else 256):
+        pooled = roi_align(
+            features, boxes, image, level, scales=SCALES, output_size=size, sampling_ratio=ratio, aligned=aligned
+        )
     assert_close(pooled, expected, rtol=1e-10, atol=1e-10)
     if rois:
         gradients = torch.autograd.grad(pooled.square().sum(), features)

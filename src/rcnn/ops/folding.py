@@ -77,7 +77,7 @@ class FoldedWeights:
     def get(self) -> tuple[Float[Tensor, "o i k k"], Float[Tensor, " o"]]:
         self._unchanged.read()
         weight, bias = folded(self._conv.weight, self._conv.bias, self._norm)
-        return weight.to(self.dtype), bias.to(self.dtype)
+        return weight.to(self.dtype, copy=True), bias.to(self.dtype, copy=True)
 
 
 def _double(tensor: Tensor | nn.Module) -> Tensor:

@@ -82,6 +82,32 @@ class ConvGeometry:
         return height, width
 
 
+@dataclass(frozen=True, kw_only=True)
+class OneDNNOperators:
+    """PyTorch's private operators on oneDNN that are used here."""
+
+    pointwise: Callable[..., Tensor]
+    add_pointwise: Callable[..., Tensor]
+    add_pointwise_: Callable[..., Tensor]  # writes into its first argument
+    linear: Callable[..., Tensor]
+    pack_convolution: Callable[..., Tensor]
+    pack_linear: Callable[..., Tensor]
+
+
+@cache
+def onednn_operators() -> OneDNNOperators:
+    """Raises AttributeError where the build lacks one."""
+    operators = torch.ops.mkldnn
+    return OneDNNOperators(
+        pointwise=operators._convolution_pointwise.default,
+        add_pointwise=operators._convolution_pointwise.binary,
+        add_pointwise_=operators._convolution_pointwise_.binary,
+        linear=operators._linear_pointwise.default,
+        pack_convolution=operators._reorder_convolution_weight.default,
+        pack_linear=operators._reorder_linear_weight.default,
+    )
+
+
 class FusedConv2d(nn.Module):
     """activation(conv(x) + other). `other` is optional, and is overwritten where `overwrites_other` says so.
 
@@ -108,18 +134,24 @@ class FusedConv2d(nn.Module):
         self._weight: Tensor = torch.empty(0)
         self._bias: Tensor = torch.empty(0)
         self._is_packed = False
+        # As oneDNN's operators want them after the weights. Small networks feel every list that is built per call.
+        self._walk = (list(geometry.padding), list(geometry.stride), list(geometry.dilation), geometry.groups)
+        self._ending = (activation.value, _scalars(activation), "")
 
     def forward(self, x: Float[Tensor, "n c h w"], other: Tensor | None = None) -> Tensor:
         if self._folded is not None:
             self._fold(self._folded)
-        x = self.geometry.padded(x, self.kernel)
-        size = self.geometry.output_size(x, self.kernel)
-        if other is not None and other.shape != (x.shape[0], self.out_channels, *size):
-            return self._activate(self._convolve(x, Activation.NONE) + other)
+        if self.geometry.same:
+            x = self.geometry.padded(x, self.kernel)
         if not self.uses_onednn or x.numel() == 0:
             return self._plain(x, other)
+        if not self._is_packed:
+            self._pack(x)
         if other is None:
-            return self._convolve(x, self.activation)
+            return self._operators.pointwise(x, self._weight, self._bias, *self._walk, *self._ending)
+        size = self.geometry.output_size(x, self.kernel)
+        if other.shape != (x.shape[0], self.out_channels, *size):
+            return self._activate(self._convolve_alone(x) + other)
         return self._convolve_and_add(x, other)
 
     def _fold(self, weights: FoldedWeights) -> None:
@@ -128,49 +160,33 @@ class FusedConv2d(nn.Module):
         self._weight = weight if self.uses_onednn else weight.contiguous(memory_format=torch.channels_last)
         self._folded = None
 
+    def _pack(self, x: Tensor) -> None:
+        self._operators = onednn_operators()
+        self._weight = self._operators.pack_convolution(self._weight, *self._walk, list(x.shape))
+        self._is_packed = True
+
     def _plain(self, x: Tensor, other: Tensor | None) -> Tensor:
-        out = self._convolve_plain(x)
-        return self._activate(out if other is None else out.add_(other))
+        weight = self._weight.to_dense() if self._is_packed else self._weight
+        geometry = self.geometry
+        out = F.conv2d(x, weight, self._bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+        if other is not None:
+            out = out.add_(other) if other.shape == out.shape else out + other
+        return self._activate(out)
 
     def _activate(self, x: Tensor) -> Tensor:
         return _IN_PLACE[self.activation](x)
 
-    def _convolve_plain(self, x: Tensor) -> Tensor:
-        weight = self._weight.to_dense() if self._is_packed else self._weight
-        geometry = self.geometry
-        return F.conv2d(x, weight, self._bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-
-    def _arguments(self) -> tuple[list[int], list[int], list[int], int]:
-        geometry = self.geometry
-        return list(geometry.padding), list(geometry.stride), list(geometry.dilation), geometry.groups
-
-    def _convolve(self, x: Tensor, activation: Activation) -> Tensor:
-        if not self.uses_onednn or x.numel() == 0:
-            return _IN_PLACE[activation](self._convolve_plain(x))
-        weight = self._packed_for(x)
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, weight, self._bias, *self._arguments(), activation.value, _scalars(activation), ""
-        )
+    def _convolve_alone(self, x: Tensor) -> Tensor:
+        return self._operators.pointwise(x, self._weight, self._bias, *self._walk, "none", [], "")
 
     def _convolve_and_add(self, x: Tensor, other: Tensor) -> Tensor:
-        weight = self._packed_for(x)
         relu = "relu" if self.activation is Activation.RELU else None
-        in_place = self.overwrites_other and other.is_contiguous(memory_format=torch.channels_last)
-        if in_place:
-            out = torch.ops.mkldnn._convolution_pointwise_.binary(
-                other, x, weight, self._bias, *self._arguments(), "add", 1.0, relu, [], None
-            )
+        ending = ("add", 1.0, relu, [], None)
+        if self.overwrites_other and other.is_contiguous(memory_format=torch.channels_last):
+            out = self._operators.add_pointwise_(other, x, self._weight, self._bias, *self._walk, *ending)
         else:
-            out = torch.ops.mkldnn._convolution_pointwise.binary(
-                x, other, weight, self._bias, *self._arguments(), "add", 1.0, relu, [], None
-            )
+            out = self._operators.add_pointwise(x, other, self._weight, self._bias, *self._walk, *ending)
         return out if relu else self._activate(out)
-
-    def _packed_for(self, x: Tensor) -> Tensor:
-        if not self._is_packed:
-            self._weight = torch.ops.mkldnn._reorder_convolution_weight(self._weight, *self._arguments(), list(x.shape))
-            self._is_packed = True
-        return self._weight
 
 
 class FusedLinear(nn.Module):
@@ -183,6 +199,7 @@ class FusedLinear(nn.Module):
         self._bias = bias.contiguous()
         self._shared = Unchanged(weight)
         self._is_packed = False
+        self._ending = (activation.value, _scalars(activation), "")
 
     def forward(self, x: Float[Tensor, "*rows i"]) -> Float[Tensor, "*rows o"]:
         (weight,) = self._shared.read()
@@ -192,11 +209,9 @@ class FusedLinear(nn.Module):
             return _IN_PLACE[self.activation](F.linear(x, dense, self._bias))
         # A pack speeds up bfloat16 alone; in float32 oneDNN reads plain rows as fast, and no second copy is needed.
         if not self._is_packed and x.dtype == torch.bfloat16:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight, x.numel() // x.shape[-1])
+            weight = onednn_operators().pack_linear(weight, x.numel() // x.shape[-1])
             self._shared, self._is_packed = Unchanged(weight), True
-        return torch.ops.mkldnn._linear_pointwise(
-            x, weight, self._bias, self.activation.value, _scalars(self.activation), ""
-        )
+        return onednn_operators().linear(x, weight, self._bias, *self._ending)
 
 
 class FusedFlatLinear(nn.Module):
@@ -247,34 +262,33 @@ def _convolutions_agree(dtype: torch.dtype) -> bool:
     weight = torch.randn(8, 8, 3, 3, generator=generator).to(dtype)
     bias = torch.randn(8, generator=generator).to(dtype)
     other = torch.randn(1, 8, 6, 6, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
-    walk = ([1, 1], [1, 1], [1, 1], 1)
-    operators = torch.ops.mkldnn
-    packed = operators._reorder_convolution_weight(weight, *walk, [1, 8, 6, 6])
+    walk, ending = ([1, 1], [1, 1], [1, 1], 1), ("add", 1.0, "relu", [], None)
+    operators = onednn_operators()
+    packed = operators.pack_convolution(weight, *walk, [1, 8, 6, 6])
     expected = F.conv2d(x.float(), weight.float(), bias.float(), padding=1)
     agree = all(
         _close(
-            operators._convolution_pointwise(x, packed, bias, *walk, activation.value, _scalars(activation), ""),
+            operators.pointwise(x, packed, bias, *walk, activation.value, _scalars(activation), ""),
             _IN_PLACE[activation](expected.clone()),
         )
         for activation in Activation
     )
     summed = (expected + other.float()).relu_()
-    out = operators._convolution_pointwise.binary(x, other, packed, bias, *walk, "add", 1.0, "relu", [], None)
-    agree = agree and _close(out, summed)
-    out = operators._convolution_pointwise_.binary(other, x, packed, bias, *walk, "add", 1.0, "relu", [], None)
-    return agree and _close(out, summed)
+    agree = agree and _close(operators.add_pointwise(x, other, packed, bias, *walk, *ending), summed)
+    return agree and _close(operators.add_pointwise_(other, x, packed, bias, *walk, *ending), summed)
 
 
 def _linear_agrees(dtype: torch.dtype) -> bool:
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((5, 8), (4, 8), (4,)))
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 5)
+    operators = onednn_operators()
+    packed = operators.pack_linear(weight, 5)
     expected = F.linear(x.float(), weight.float(), bias.float())
     # Transposed and without bias, as a backward pass needs it.
-    turned = torch.ops.mkldnn._linear_pointwise(weight, x.t().contiguous().t(), None, "none", [], "")
+    turned = operators.linear(weight, x.t().contiguous().t(), None, "none", [], "")
     return _close(turned, expected.t() - bias.float()[:, None]) and all(
         _close(
-            torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation.value, _scalars(activation), ""),
+            operators.linear(x, packed, bias, activation.value, _scalars(activation), ""),
             _IN_PLACE[activation](expected.clone()),
         )
         for activation in Activation

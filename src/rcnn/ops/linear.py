@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rcnn.ops.fused import onednn_works
+from rcnn.ops.fused import onednn_operators, onednn_works
 
 # Outputs whose weight gradient is computed at once: no second gradient of the whole weight exists.
 _OUTPUTS_AT_ONCE = 256
@@ -89,4 +89,4 @@ def _as_lying(weight: Tensor, x: Tensor) -> Float[Tensor, "o i"]:
 def _product(
     rows: Float[Tensor, "r i"], weight: Float[Tensor, "o i"], bias: Tensor | None = None
 ) -> Float[Tensor, "r o"]:
-    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return onednn_operators().linear(rows, weight, bias, "none", [], "")

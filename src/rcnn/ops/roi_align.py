@@ -26,6 +26,8 @@ from rcnn.ops.roi_taps import AxisTaps, adaptive_taps, fixed_taps
 
 # A piece of the output that stays in the processor's cache while it is written twice.
 _PIECE_BYTES = 6 << 20
+# Up to so many, cutting them by their number of taps costs more than it saves.
+_FEW_ROIS = 256
 # Taps that the backward pass sorts at once: 12 bytes each, and twice that while sorting.
 _SORTED_TAPS = 1 << 25
 
@@ -142,7 +144,7 @@ def _grid(
     def taps(start: Tensor, end: Tensor, side: Tensor, bins: int) -> AxisTaps:
         if sampling_ratio <= 0:
             return adaptive_taps(start, end, side, bins=bins, aligned=aligned)
-        merge = not torch.compiler.is_exporting()
+        merge = not torch.compiler.is_exporting() and len(boxes_xyxy) > _FEW_ROIS
         return fixed_taps(start, end, side, bins=bins, sampling_ratio=sampling_ratio, aligned=aligned, merge=merge)
 
     return _Grid(
