@@ -104,7 +104,7 @@ def report_difference(name: str, found: Detections, expected: dict[str, Tensor])
         print(f"  {name:16} {len(found.scores)} detections; {near} of {len(distance)} boxes within 1 px")
         return
     print(
-        f"  {name:16} {len(found.scores)} detections; boxes differ by at most {float(distance.max()):.4f} px, scores by "
+        f"  {name:16} {len(found.scores)} detections; boxes differ by up to {float(distance.max()):.4f} px, scores by "
         f"{float(score.max()):.1e}"
     )
     same_count = len(found.scores) == len(expected["scores"])
