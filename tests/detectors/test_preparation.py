@@ -72,7 +72,7 @@ def test_every_stage_is_equal_in_float32(name: str, path: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_boxes_are_equal(name: str) -> None:
     # In float64: random networks propose boxes that are so alike that rounding in float32 can choose among them. And on
-    # maps of more than a few cells (MobileNet's are all at stride 32), where boxes that pool the same cells score alike.
+    # maps of more than a few cells (MobileNet's are all at stride 32): boxes that pool the same cells score alike.
     pictures = batch(3 if name == "mobilenet_v3" else 1)
     detector = build(name).double()
     prepared = prepared_detector(detector, torch.float64)
