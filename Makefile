@@ -31,6 +31,7 @@ format: setup
 
 bench: setup
 	$(BIN)/python benchmarks/roi_align.py
+	$(BIN)/python benchmarks/trunk.py
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/coco_evaluation.py
