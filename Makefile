@@ -29,6 +29,8 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# As the command `rcnn` sets it: huge pages for large tensors, for both sides of each comparison.
+bench: export THP_MEM_ALLOC_ENABLE = 1
 bench: setup
 	$(BIN)/python benchmarks/roi_align.py
 	$(BIN)/python benchmarks/trunk.py

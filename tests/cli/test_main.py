@@ -54,6 +54,16 @@ def raising(error: BaseException):
     return command
 
 
+def test_large_tensors_get_huge_pages_unless_the_user_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, wanted in ((None, "1"), ("0", "0")):
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+        if given is not None:
+            monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", given)
+        with pytest.raises(SystemExit):
+            shell.main(["--version"])
+        assert os.environ["THP_MEM_ALLOC_ENABLE"] == wanted
+
+
 def test_help_lists_every_command_and_imports_none_of_them() -> None:
     code = "\n".join([
         "import sys",
