@@ -137,10 +137,13 @@ class FusedConv2d(nn.Module):
         # As oneDNN's operators want them after the weights. Small networks feel every list that is built per call.
         self._walk = (list(geometry.padding), list(geometry.stride), list(geometry.dilation), geometry.groups)
         self._ending = (activation.value, _scalars(activation), "")
+        self._is_linear_of_cell = self.kernel == (1, 1) and geometry.padding == (0, 0) and geometry.groups == 1
 
     def forward(self, x: Float[Tensor, "n c h w"], other: Tensor | None = None) -> Tensor:
         if self._folded is not None:
             self._fold(self._folded)
+        if self._is_linear_of_cell and x.shape[2:] == (1, 1) and other is None and not self._is_packed:
+            return self._linear(x)
         if self.geometry.same:
             x = self.geometry.padded(x, self.kernel)
         if not self.uses_onednn or x.numel() == 0:
@@ -164,6 +167,13 @@ class FusedConv2d(nn.Module):
         self._operators = onednn_operators()
         self._weight = self._operators.pack_convolution(self._weight, *self._walk, list(x.shape))
         self._is_packed = True
+
+    def _linear(self, x: Float[Tensor, "n c 1 1"]) -> Float[Tensor, "n o 1 1"]:
+        """A map of one cell (squeeze and excitation) as a row: a linear layer has two thirds of the overhead."""
+        if not self.uses_onednn or x.numel() == 0:
+            return self._plain(x, None)
+        row = onednn_operators().linear(x.flatten(1), self._weight.flatten(1), self._bias, *self._ending)
+        return row[:, :, None, None]
 
     def _plain(self, x: Tensor, other: Tensor | None) -> Tensor:
         weight = self._weight.to_dense() if self._is_packed else self._weight
@@ -190,11 +200,22 @@ class FusedConv2d(nn.Module):
 
 
 class FusedLinear(nn.Module):
-    """activation(linear(x)). Not for moving, training or saving, as `FusedConv2d`. The weight is shared, not copied."""
+    """activation(linear(x)). Not for moving, training or saving, as `FusedConv2d`.
 
-    def __init__(self, *, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"], activation: Activation) -> None:
+    The weight is shared, not copied, save where it `owns_weight`: then it is replaced by its pack.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: Float[Tensor, "o i"],
+        bias: Float[Tensor, " o"],
+        activation: Activation,
+        owns_weight: bool = False,
+    ) -> None:
         super().__init__()
         self.activation = activation
+        self.owns_weight = owns_weight
         self.uses_onednn = onednn_serves(weight.device, weight.dtype)
         self._bias = bias.contiguous()
         self._shared = Unchanged(weight)
@@ -207,8 +228,8 @@ class FusedLinear(nn.Module):
         if not self.uses_onednn or x.numel() == 0:
             dense = weight.to_dense() if self._is_packed else weight
             return _IN_PLACE[self.activation](F.linear(x, dense, self._bias))
-        # A pack speeds up bfloat16 alone; in float32 oneDNN reads plain rows as fast, and no second copy is needed.
-        if not self._is_packed and x.dtype == torch.bfloat16:
+        # A pack is a second copy. In float32 plain rows are read nearly as fast: only weights of its own are replaced.
+        if not self._is_packed and (self.owns_weight or x.dtype == torch.bfloat16):
             weight = onednn_operators().pack_linear(weight, x.numel() // x.shape[-1])
             self._shared, self._is_packed = Unchanged(weight), True
         return onednn_operators().linear(x, weight, self._bias, *self._ending)
@@ -227,7 +248,7 @@ class FusedFlatLinear(nn.Module):
         self.channels = channels
         rows = len(weight)
         ordered = weight.view(rows, channels, -1).transpose(1, 2).reshape(rows, -1)
-        self._linear = FusedLinear(weight=ordered, bias=bias, activation=activation)
+        self._linear = FusedLinear(weight=ordered, bias=bias, activation=activation, owns_weight=True)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o"]:
         assert x.shape[1] == self.channels

@@ -77,9 +77,10 @@ class PreparedModule(nn.Module):
     def _entering(self, x: Tensor) -> Tensor:
         if not x.is_floating_point():
             return x
-        if x.dim() != 4:
-            return x.to(self.dtype)
-        return x.to(self.dtype, memory_format=torch.channels_last)
+        if x.dim() == 4:
+            # Before the conversion: both at once are walked element by element, at a third of the speed.
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x.to(self.dtype)
 
 
 def _shared_copy(module: nn.Module) -> nn.Module:

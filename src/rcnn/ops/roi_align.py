@@ -26,8 +26,9 @@ from rcnn.ops.roi_taps import AxisTaps, adaptive_taps, fixed_taps
 
 # A piece of the output that stays in the processor's cache while it is written twice.
 _PIECE_BYTES = 6 << 20
-# Up to so many, cutting them by their number of taps costs more than it saves.
+# Up to so many, cutting them by their number of taps (and, on one map, into pieces) costs more than it saves.
 _FEW_ROIS = 256
+_FEW_TAPS = 16
 # Taps that the backward pass sorts at once: 12 bytes each, and twice that while sorting.
 _SORTED_TAPS = 1 << 25
 
@@ -196,6 +197,9 @@ def _empty(rows: int, columns: int, like: Tensor) -> Tensor:
 def _sum_level_by_level(grid: _Grid, tables: Sequence[Tensor]) -> Float[Tensor, "rois columns"]:
     channels = tables[0].shape[1]
     columns = grid.bins * channels
+    taps = grid.y.cells.shape[2] * grid.x.cells.shape[2]
+    if len(tables) == 1 and grid.level.shape[0] <= _FEW_ROIS and taps <= _FEW_TAPS:
+        return _sum_in_one_table(grid, tables).view(-1, columns)
     pooled = _empty(grid.level.shape[0], columns, like=tables[0])
     most_rois = max(_PIECE_BYTES // max(columns * pooled.element_size(), 1), 1)
     for piece in _pieces(grid, most_rois):
@@ -205,12 +209,13 @@ def _sum_level_by_level(grid: _Grid, tables: Sequence[Tensor]) -> Float[Tensor, 
 
 
 def _sum_in_one_table(grid: _Grid, tables: Sequence[Tensor]) -> Float[Tensor, "rois columns"]:
-    """The same with no shape that depends on the boxes: all levels copied into one table."""
+    """The same with no shape that depends on the boxes: several levels are copied into one table."""
     y, x = grid.y.cells.shape[2], grid.x.cells.shape[2]
     start = (grid.first_row + grid.first_row_of_level[grid.level])[:, None, None]
     rows = (grid.y.cells * grid.width[:, None, None] + start)[:, :, None, :, None] + grid.x.cells[:, None, :, None, :]
     weights = grid.y.weights[:, :, None, :, None] * grid.x.weights[:, None, :, None, :]
-    return _bag(torch.cat(list(tables)), rows.reshape(-1, y * x), weights.reshape(-1, y * x))
+    table = tables[0] if len(tables) == 1 else torch.cat(list(tables))
+    return _bag(table, rows.reshape(-1, y * x), weights.reshape(-1, y * x))
 
 
 class _WeightedRows(torch.autograd.Function):
