@@ -71,10 +71,10 @@ class Predictor:
         batch = self._batch(picture)
         with torch.inference_mode():
             found = self.detector.propose(batch.to(self.device))[0]
-        labels = torch.zeros_like(found.scores, dtype=torch.int64)
-        boxes = Detections(boxes_xyxy=found.boxes_xyxy, scores=found.scores, labels=labels)
-        moved = to_original(boxes, size=batch.sizes[0], original_size=batch.original_sizes[0]).to("cpu")
-        return Proposals(boxes_xyxy=moved.boxes_xyxy, scores=moved.scores)
+        nothing = found.boxes_xyxy.new_zeros(len(found))
+        boxes = Detections(boxes_xyxy=found.boxes_xyxy, scores=nothing, labels=nothing.long())
+        moved = to_original(boxes, size=batch.sizes[0], original_size=batch.original_sizes[0])
+        return Proposals(boxes_xyxy=moved.boxes_xyxy, scores=found.scores).to("cpu")
 
     def _batch(self, picture: Picture) -> ImageBatch:
         """One picture, resized as in the evaluation."""

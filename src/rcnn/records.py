@@ -34,12 +34,14 @@ class ImageBatch:
 
     `pixels` is uint8 or floating point and not normalised (the detector normalises, in one pass).
     `sizes` are the resized pictures without padding; `original_sizes` the pictures as they were before the resize.
+    `proposals` are regions given from outside, one entry for each picture, in network-input pixels; None: none were.
     """
 
     pixels: Tensor  # [N, 3, H, W]
     sizes: tuple[Size, ...]
     original_sizes: tuple[Size, ...]
     image_ids: tuple[int, ...] = ()
+    proposals: tuple[Proposals, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -49,16 +51,15 @@ class ImageBatch:
         return Size(*self.pixels.shape[-2:])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ImageBatch:
-        return ImageBatch(
-            pixels=self.pixels.to(device, non_blocking=non_blocking),
-            sizes=self.sizes,
-            original_sizes=self.original_sizes,
-            image_ids=self.image_ids,
-        )
+        proposals = self.proposals
+        if proposals is not None:
+            proposals = tuple(given.to(device, non_blocking=non_blocking) for given in proposals)
+        return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking), proposals=proposals)
 
     def pin_memory(self) -> ImageBatch:
         """The same in page-locked memory, which a loader asks for where a device copies from it."""
-        return replace(self, pixels=self.pixels.pin_memory())
+        proposals = None if self.proposals is None else tuple(given.pin_memory() for given in self.proposals)
+        return replace(self, pixels=self.pixels.pin_memory(), proposals=proposals)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +111,29 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposals:
-    """Class-agnostic boxes of one picture, best first, in network-input pixels. `scores` are probabilities."""
+    """Class-agnostic boxes of one picture, best first, in network-input pixels.
+
+    `scores` are probabilities; None where the giver knows none (a file of boxes alone).
+    """
 
     boxes_xyxy: Float[Tensor, "proposals 4"]
-    scores: Float[Tensor, " proposals"]
+    scores: Float[Tensor, " proposals"] | None
+
+    def __len__(self) -> int:
+        return len(self.boxes_xyxy)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Proposals:
+        return Proposals(
+            boxes_xyxy=self.boxes_xyxy.to(device, non_blocking=non_blocking),
+            scores=None if self.scores is None else self.scores.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Proposals:
+        """The same in page-locked memory, which a loader asks for where a device copies from it."""
+        return Proposals(
+            boxes_xyxy=self.boxes_xyxy.pin_memory(),
+            scores=None if self.scores is None else self.scores.pin_memory(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
