@@ -140,6 +140,43 @@ def test_detectron2_pixels_on_uint8(shared: Path) -> None:
     assert difference.float().mean() < 0.05
 
 
+@pytest.mark.parametrize("case", ["60x31", "20x9"])
+def test_opencv_pixels_on_uint8(shared: Path, case: str) -> None:
+    """MMDetection resizes with OpenCV: 17 x 23 pixels enlarged and reduced, to the bit."""
+    maths = load_case(shared, "mmdetection/maths")
+    given = torch.from_numpy(maths.arrays["resize/pixels_in"]).permute(2, 0, 1)
+    expected = torch.from_numpy(maths.arrays[f"resize/pixels_out_{case}"]).permute(2, 0, 1)
+    actual = resize_pixels(given, Size(*expected.shape[-2:]), "bilinear_uint8")
+    assert actual.dtype == torch.uint8
+    assert torch.equal(actual, expected)
+    assert torch.equal(resize_pixels(given, Size(17, 23), "bilinear_uint8"), given)
+
+
+@pytest.mark.parametrize("system", ["mmdetection", "detectron2"])
+def test_sizes_rounded_half_up(shared: Path, system: str) -> None:
+    """MMDetection names the longer side first, detectron2 the shorter."""
+    maths = load_case(shared, f"{system}/maths")
+    if system == "mmdetection":
+        table, longer, shorter = maths.arrays["resize/long_short_h_w_outh_outw"], 0, 1
+    else:
+        table, longer, shorter = maths.arrays["resize/size_max_h_w_outh_outw"], 1, 0
+    for row in table.tolist():
+        height, width, out_height, out_width = row[2:]
+        size = resized_size(
+            Size(height, width), short_side=row[shorter], max_long_side=row[longer], rounding="round_half_up"
+        )
+        assert size == (out_height, out_width)
+
+
+@pytest.mark.parametrize("case", [31, 9])
+def test_detectron2_recorded_pixels(shared: Path, case: int) -> None:
+    maths = load_case(shared, "detectron2/maths")
+    given = torch.from_numpy(maths.arrays["resize/pixels_in"]).permute(2, 0, 1)
+    expected = torch.from_numpy(maths.arrays[f"resize/pixels_out_{case}"]).permute(2, 0, 1)
+    actual = resize_pixels(given, Size(*expected.shape[-2:]), "bilinear_uint8_antialias")
+    assert (actual.int() - expected.int()).abs().max() <= 1
+
+
 def test_padding_keeps_every_picture(shared: Path) -> None:
     images = [load_image(shared, f"inputs/{name}.png") for name in ("coffee_480x320", "astronaut_300x360")]
     padded = pad_images(images, divisor=32)

@@ -4,10 +4,11 @@ The resize rules are properties of the system a checkpoint comes from:
 
     torchvision             floor, bilinear_float
     simple-faster-rcnn      round, bilinear_float_mirror (skimage, order 1, mode "reflect")
+    MMDetection             round_half_up, bilinear_uint8 (OpenCV, to the bit)
     detectron2              round_half_up, bilinear_uint8_antialias (Pillow, within one grey level)
 
-The bilinear kernels differ in what lies beyond the last pixel (the same pixel again, or the one before it) and in
-whether a smaller picture is an average of all pixels (antialias) or of the nearest four.
+The bilinear kernels differ in what lies beyond the last pixel (the same pixel again, or the one before it), in whether
+a smaller picture is an average of all pixels (antialias) or of the nearest four, and in their arithmetic.
 
 A picture is [3, H, W], 0 to 255; its boxes are x1 y1 x2 y2 in its pixels.
 """
@@ -28,7 +29,7 @@ from rcnn.records import Size, Target
 
 # "round" is half to even, as skimage does; "round_half_up" is int(x + 0.5), as detectron2 and MMDetection do.
 Rounding = Literal["floor", "round", "round_half_up"]
-Kernel = Literal["bilinear_float", "bilinear_float_mirror", "bilinear_uint8_antialias"]
+Kernel = Literal["bilinear_float", "bilinear_float_mirror", "bilinear_uint8", "bilinear_uint8_antialias"]
 
 
 def resized_size(size: Size, *, short_side: int, max_long_side: int, rounding: Rounding) -> Size:
@@ -54,7 +55,7 @@ def _to_integer(length: float, rounding: Rounding) -> int:
 
 def resize_pixels(image: Tensor, size: Size, kernel: Kernel) -> Tensor:
     """The picture [3, H, W] at `size`, in floating point (float64 stays float64) or in uint8, as the kernel says."""
-    if kernel != "bilinear_uint8_antialias":
+    if kernel in ("bilinear_float", "bilinear_float_mirror"):
         # Planes first: a decoded picture has its channels last, where this kernel takes more than twice as long.
         dtype = image.dtype if image.is_floating_point() else torch.float32
         image = image.to(dtype, memory_format=torch.contiguous_format)
@@ -66,6 +67,8 @@ def resize_pixels(image: Tensor, size: Size, kernel: Kernel) -> Tensor:
         image = image.round().clamp(0, 255).to(torch.uint8)
     if tuple(image.shape[-2:]) == tuple(size):
         return image
+    if kernel == "bilinear_uint8":
+        return _interpolate_fixed_point(image, size)
     return F.interpolate(image[None], size=tuple(size), mode="bilinear", align_corners=False, antialias=True)[0]
 
 
@@ -79,6 +82,38 @@ def _interpolate_axis(image: Tensor, axis: int, length: int) -> Tensor:
     weight = (places - low).to(image.dtype).view([-1 if axis == other else 1 for other in range(3)])
     low_pixels = image.index_select(axis, low)
     return torch.lerp(low_pixels, image.index_select(axis, (low + 1).clamp(max=last)), weight)
+
+
+# The weights of OpenCV's linear interpolation of bytes are multiples of 2^-11.
+_WEIGHT_BITS = 11
+
+
+def _interpolate_fixed_point(image: Tensor, size: Size) -> Tensor:
+    """OpenCV's INTER_LINEAR on uint8, in its integers: rows first, cut to seven more bits, then columns."""
+    low, high, low_weight, high_weight = _fixed_point_taps(image.shape[2], size.width, stop_at_edge=True)
+    wide = image.to(torch.int32)
+    rows = (wide.index_select(2, low) * low_weight + wide.index_select(2, high) * high_weight) >> 4
+    low, high, low_weight, high_weight = _fixed_point_taps(image.shape[1], size.height, stop_at_edge=False)
+    upper = (rows.index_select(1, low) * low_weight[:, None]) >> 16
+    lower = (rows.index_select(1, high) * high_weight[:, None]) >> 16
+    return ((upper + lower + 2) >> 2).clamp(0, 255).to(torch.uint8)
+
+
+def _fixed_point_taps(length: int, new_length: int, *, stop_at_edge: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each new pixel two old ones and their integer weights. Beyond the edge both are the pixel at the edge.
+
+    There OpenCV gives it the whole weight along rows (`stop_at_edge`), but leaves the two weights along columns, whose
+    products are cut one by one: a pixel there may be one less.
+    """
+    places = ((torch.arange(new_length, dtype=torch.float64) + 0.5) * (1.0 / (new_length / length)) - 0.5).float()
+    low = places.floor()
+    weight = places - low
+    if stop_at_edge:
+        weight = torch.where((low < 0) | (low >= length - 1), torch.zeros_like(weight), weight)
+    low = low.long()
+    unit = 1 << _WEIGHT_BITS
+    low_weight, high_weight = (((1 - weight) * unit).round().int(), (weight * unit).round().int())
+    return low.clamp(0, length - 1), (low + 1).clamp(0, length - 1), low_weight, high_weight
 
 
 def scale_boxes(boxes_xyxy: Float[Tensor, "boxes 4"], old: Size, new: Size) -> Float[Tensor, "boxes 4"]:
