@@ -65,6 +65,19 @@ def test_levels(extra: ExtraLevels, first_map: int, strides: tuple[int, ...], nu
     assert [x.shape[1] for x in neck(MAPS)] == [5] * len(strides)
 
 
+def test_p7_without_activation() -> None:
+    """MMDetection's RetinaNet, ATSS and GFL. A convolution that copies the middle of its window shows P6's sign."""
+    neck = FPN(in_channels=(1,), in_strides_px=(8,), channels=1, extra="convs_on_c5", p7_activation="none")
+    with torch.no_grad():
+        for conv in (neck.p6, neck.p7):
+            conv.weight.zero_()
+            conv.weight[0, 0, 1, 1] = 1
+    x = torch.full((1, 1, 4, 4), -3.0)
+    assert neck((x,))[-1].tolist() == [[[[-3.0]]]]
+    neck.p7_activation = "relu"
+    assert neck((x,))[-1].tolist() == [[[[0.0]]]]
+
+
 @pytest.mark.parametrize(("index", "used"), [(0, 0), (1, 1), (-1, 2), (-2, 1)])
 def test_a_single_map(index: int, used: int) -> None:
     neck = SingleMap(in_channels=CHANNELS, in_strides_px=STRIDES, index=index)

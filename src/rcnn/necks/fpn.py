@@ -16,6 +16,9 @@ from rcnn.necks.interface import AbstractNeck
 # What is added above the coarsest map: "pool", P6 = every second cell of P5, for anchors only (Faster R-CNN);
 # "convs_on_p5" and "convs_on_c5", P6 and P7 by 3x3 convolutions with stride 2 (FCOS and RetinaNet); or nothing.
 ExtraLevels = Literal["pool", "convs_on_p5", "convs_on_c5", "none"]
+# What P6 goes through on its way to P7: ReLU (torchvision, detectron2, MMDetection's FCOS), or nothing (MMDetection's
+# other heads, whose configs do not set `relu_before_extra_convs`).
+P7Activation = Literal["relu", "none"]
 
 
 class FPN(AbstractNeck):
@@ -32,6 +35,7 @@ class FPN(AbstractNeck):
         channels: int = 256,
         extra: ExtraLevels = "pool",
         first_map: int = 0,
+        p7_activation: P7Activation = "relu",
         make_norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
@@ -40,6 +44,7 @@ class FPN(AbstractNeck):
         self.first_map = first_map
         self.channels = channels
         self.extra: ExtraLevels = extra
+        self.p7_activation: P7Activation = p7_activation
         self.lateral = nn.ModuleList(_convolution(count, channels, 1, make_norm) for count in used)
         self.output = nn.ModuleList(_convolution(channels, channels, 3, make_norm) for _ in used)
         self.num_roi_levels = len(used)
@@ -70,7 +75,7 @@ class FPN(AbstractNeck):
             out.append(F.max_pool2d(out[-1], kernel_size=1, stride=2))
         elif self.extra != "none":
             p6 = self.p6(out[-1] if self.extra == "convs_on_p5" else used[-1])
-            out += [p6, self.p7(F.relu(p6))]
+            out += [p6, self.p7(F.relu(p6) if self.p7_activation == "relu" else p6)]
         return tuple(out)
 
 
