@@ -200,22 +200,11 @@ class FusedConv2d(nn.Module):
 
 
 class FusedLinear(nn.Module):
-    """activation(linear(x)). Not for moving, training or saving, as `FusedConv2d`.
+    """activation(linear(x)). Not for moving, training or saving, as `FusedConv2d`. The weight is shared, not copied."""
 
-    The weight is shared, not copied, save where it `owns_weight`: then it is replaced by its pack.
-    """
-
-    def __init__(
-        self,
-        *,
-        weight: Float[Tensor, "o i"],
-        bias: Float[Tensor, " o"],
-        activation: Activation,
-        owns_weight: bool = False,
-    ) -> None:
+    def __init__(self, *, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"], activation: Activation) -> None:
         super().__init__()
         self.activation = activation
-        self.owns_weight = owns_weight
         self.uses_onednn = onednn_serves(weight.device, weight.dtype)
         self._bias = bias.contiguous()
         self._shared = Unchanged(weight)
@@ -228,31 +217,48 @@ class FusedLinear(nn.Module):
         if not self.uses_onednn or x.numel() == 0:
             dense = weight.to_dense() if self._is_packed else weight
             return _IN_PLACE[self.activation](F.linear(x, dense, self._bias))
-        # A pack is a second copy. In float32 plain rows are read nearly as fast: only weights of its own are replaced.
-        if not self._is_packed and (self.owns_weight or x.dtype == torch.bfloat16):
+        # A pack speeds up bfloat16 alone; in float32 oneDNN reads plain rows nearly as fast, without a second copy.
+        if not self._is_packed and x.dtype == torch.bfloat16:
             weight = onednn_operators().pack_linear(weight, x.numel() // x.shape[-1])
             self._shared, self._is_packed = Unchanged(weight), True
         return onednn_operators().linear(x, weight, self._bias, *self._ending)
 
 
 class FusedFlatLinear(nn.Module):
-    """activation(linear(x.flatten(1))) for channels-last maps of `channels` channels, which are read as they lie.
+    """activation(linear(x.flatten(1))) for maps of `channels` channels, which are read as they lie in memory.
 
-    Flattening would transpose them (50 MB for a thousand RoIs); the weight's columns are put into their order instead.
+    Flattening would transpose channels-last ones (50 MB for a thousand RoIs). To oneDNN it is a convolution with a
+    kernel of the maps' size, whose weight is the linear layer's own: packing needs no other copy.
     """
 
     def __init__(
         self, *, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"], activation: Activation, channels: int
     ) -> None:
         super().__init__()
+        self.activation = activation
         self.channels = channels
-        rows = len(weight)
-        ordered = weight.view(rows, channels, -1).transpose(1, 2).reshape(rows, -1)
-        self._linear = FusedLinear(weight=ordered, bias=bias, activation=activation, owns_weight=True)
+        self.uses_onednn = onednn_serves(weight.device, weight.dtype)
+        self._bias = bias.contiguous()
+        self._shared = Unchanged(weight)
+        self._is_packed = False
+        self._ending = (activation.value, _scalars(activation), "")
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o"]:
         assert x.shape[1] == self.channels
-        return self._linear(x.movedim(1, -1).flatten(1))
+        (weight,) = self._shared.read()
+        assert weight is not None
+        if not self.uses_onednn or x.numel() == 0:
+            dense = weight.to_dense().flatten(1) if self._is_packed else weight
+            return _IN_PLACE[self.activation](F.linear(x.flatten(1), dense, self._bias))
+        if not self._is_packed:
+            kernel = weight.view(len(weight), *x.shape[1:])
+            weight = onednn_operators().pack_convolution(kernel, *_UNMOVED, list(x.shape))
+            self._shared, self._is_packed = Unchanged(weight), True
+        return onednn_operators().pointwise(x, weight, self._bias, *_UNMOVED, *self._ending).flatten(1)
+
+
+# Padding, stride, dilation and groups of a kernel that covers its map.
+_UNMOVED = ([0, 0], [1, 1], [1, 1], 1)
 
 
 # ----------------------------------------------------------------------------------------------------- the feature test
