@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from rcnn.priors import AnchorGenerator, cell_anchors
+from rcnn.priors import AnchorGenerator, PointGenerator, cell_anchors
 from rcnn.records import LevelShape, Size
 
 CPU = torch.device("cpu")
@@ -73,3 +75,38 @@ def test_one_generator_serves_every_precision(dtype: torch.dtype) -> None:
     anchors = generator(shapes, Size(8, 8), dtype=dtype, device=CPU)
     assert [(len(of_level), of_level.dtype) for of_level in anchors] == [(12, dtype), (3, dtype)]
     assert generator.num_levels == 2
+
+
+def test_points_are_the_middles_of_cells() -> None:
+    shapes = [LevelShape(height=2, width=3, stride_px=8), LevelShape(height=1, width=1, stride_px=16)]
+    fine, coarse = PointGenerator()(shapes, dtype=torch.float64, device=CPU)
+    assert fine.tolist() == [[4, 4], [12, 4], [20, 4], [4, 12], [12, 12], [20, 12]]
+    assert coarse.tolist() == [[8, 8]]
+    assert fine.dtype == torch.float64
+
+
+def test_points_may_be_the_corners_of_cells() -> None:
+    (points,) = PointGenerator(offset=0.0)(
+        [LevelShape(height=1, width=2, stride_px=8)], dtype=torch.float32, device=CPU
+    )
+    assert points.tolist() == [[0, 0], [8, 0]]
+
+
+def test_points_of_an_empty_level() -> None:
+    (points,) = PointGenerator()([LevelShape(height=0, width=3, stride_px=4)], dtype=torch.float32, device=CPU)
+    assert points.shape == (0, 2)
+
+
+def test_points_as_mmdetection(shared: Path) -> None:
+    with np.load(shared / "oracles" / "mmdetection" / "maths" / "arrays.npz") as arrays:
+        sizes = arrays["anchors/atss/feature_hw"].tolist()
+        head, tail = (torch.from_numpy(arrays[f"points/fcos@{end}"]) for end in ("head", "tail"))
+    shapes = [
+        LevelShape(height=h, width=w, stride_px=stride)
+        for (h, w), stride in zip(sizes, (8, 16, 32, 64, 128), strict=True)
+    ]
+    points = torch.cat(PointGenerator()(shapes, dtype=torch.float32, device=CPU))
+    assert len(points) == 1293
+    # x, y and twice the stride.
+    assert points[:20].tolist() == head[:, :2].tolist()
+    assert points[-5:].tolist() == tail[:, :2].tolist()

@@ -1,4 +1,4 @@
-"""Anchors: the reference boxes at each cell of each pyramid level.
+"""Anchors and points: the references at each cell of each pyramid level.
 
 Letters: L levels, S sizes per level, Q aspect ratios, A = S x Q anchors per cell.
 """
@@ -88,3 +88,23 @@ class AnchorGenerator:
         y, x = torch.meshgrid(y, x, indexing="ij")
         shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
         return (shifts + cell).reshape(-1, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointGenerator:
+    """One point per cell, `offset` of a stride from the cell's top left corner: 0.5 is its middle (FCOS, MMDetection),
+    0 the corner (torchvision's FCOS)."""
+
+    offset: float = 0.5
+
+    def __call__(
+        self, shapes: Sequence[LevelShape], *, dtype: torch.dtype, device: torch.device
+    ) -> list[Float[Tensor, "points 2"]]:
+        """Points (x, y) per level in network-input pixels, row-major over the cells."""
+        return [self._level(shape, dtype, device) for shape in shapes]
+
+    def _level(self, shape: LevelShape, dtype: torch.dtype, device: torch.device) -> Tensor:
+        x = (torch.arange(shape.width, device=device, dtype=dtype) + self.offset) * shape.stride_px
+        y = (torch.arange(shape.height, device=device, dtype=dtype) + self.offset) * shape.stride_px
+        y, x = torch.meshgrid(y, x, indexing="ij")
+        return torch.stack((x, y), dim=-1).reshape(-1, 2)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rcnn.boxes.coding import MAX_LOG_RATIO, DeltaCoder
+from rcnn.boxes.coding import MAX_LOG_RATIO, DeltaCoder, DistanceCoder
+from rcnn.boxes.geometry import clip
+from rcnn.records import Size
 
 REFERENCE = torch.tensor([[10.0, 20.0, 30.0, 60.0]], dtype=torch.float64)  # 20 x 40, centred at (20, 40)
 
@@ -86,3 +90,33 @@ def test_decode_undoes_encode(
     coder = DeltaCoder(weights=(10.0, 10.0, 5.0, 5.0), max_log_ratio=None)
     truth, reference = box(centre, size), box((500.0, 400.0), reference_size)
     torch.testing.assert_close(coder.decode(coder.encode(truth, reference), reference), truth, rtol=1e-9, atol=1e-9)
+
+
+def test_distances_by_hand() -> None:
+    # From (12, 30) to the sides of 10..30 x 20..60: 2 left, 10 up, 18 right, 30 down.
+    point, distances = torch.tensor([[12.0, 30.0]]).double(), torch.tensor([[2.0, 10.0, 18.0, 30.0]]).double()
+    assert DistanceCoder().encode(REFERENCE, point).tolist() == distances.tolist()
+    assert DistanceCoder().decode(distances, point).tolist() == REFERENCE.tolist()
+    # A point left of the box.
+    assert DistanceCoder().encode(REFERENCE, torch.tensor([[4.0, 30.0]]).double()).tolist() == [[-6, 10, 26, 30]]
+
+
+def test_distances_of_leading_dimensions_and_of_nothing() -> None:
+    points = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    assert DistanceCoder().decode(torch.ones(5, 2, 4), points).shape == (5, 2, 4)
+    assert DistanceCoder().encode(torch.zeros(0, 4), torch.zeros(0, 2)).shape == (0, 4)
+
+
+def test_distances_as_mmdetection(shared: Path) -> None:
+    with np.load(shared / "oracles" / "mmdetection" / "maths" / "arrays.npz") as arrays:
+        recorded = {
+            name: torch.from_numpy(arrays[name]) for name in arrays.files if name.startswith(("point/", "coder"))
+        }
+    coder, points = DistanceCoder(), recorded["point/points"]
+    boxes = coder.decode(recorded["point/ltrb"], points)
+    # Recorded in float32.
+    torch.testing.assert_close(boxes.float(), recorded["point/decode"], rtol=1e-6, atol=1e-4)
+    clipped = clip(boxes, Size(height=250, width=280)).float()
+    torch.testing.assert_close(clipped, recorded["point/decode_clip_h250_w280"], rtol=1e-6, atol=1e-4)
+    encoded = coder.encode(recorded["coder/gt"], points).float()
+    torch.testing.assert_close(encoded, recorded["point/encode"], rtol=1e-6, atol=1e-4)

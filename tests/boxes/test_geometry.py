@@ -8,7 +8,18 @@ import pytest
 import torch
 import torchvision
 
-from rcnn.boxes.geometry import area, clip, giou, has_min_side, intersection, iou, is_inside, overlap_share
+from rcnn.boxes.geometry import (
+    area,
+    clip,
+    giou,
+    has_min_side,
+    intersection,
+    iou,
+    is_inside,
+    overlap_share,
+    paired_giou,
+    paired_iou,
+)
 from rcnn.records import Size
 
 NAN = math.nan
@@ -95,3 +106,21 @@ def test_overlaps_are_torchvisions(dtype: torch.dtype) -> None:
     a, b = (torch.cat((x[:, :2], x[:, :2] + x[:, 2:]), dim=1) for x in random)
     torch.testing.assert_close(iou(a, b), torchvision.ops.box_iou(a, b))
     torch.testing.assert_close(giou(a, b), torchvision.ops.generalized_box_iou(a, b))
+
+
+def test_pairs_are_those_at_the_same_place() -> None:
+    a = boxes((0, 0, 4, 4), (0, 0, 4, 4), (0, 0, 1, 1))
+    b = boxes((2, 1, 6, 5), (0, 0, 4, 4), (3, 3, 4, 4))
+    # As above; the same box; two unit boxes in the corners of a 4 x 4 one: 0 less 14 empty of 16.
+    torch.testing.assert_close(paired_iou(a, b), torch.tensor([6 / 26, 1, 0]).double())
+    torch.testing.assert_close(paired_giou(a, b), torch.tensor([6 / 26 - 4 / 30, 1, -14 / 16]).double())
+    torch.testing.assert_close(paired_iou(a, b), iou(a, b).diagonal())
+    torch.testing.assert_close(paired_giou(a, b), giou(a, b).diagonal())
+
+
+def test_pairs_without_area() -> None:
+    point = boxes((1, 1, 1, 1))
+    assert math.isnan(paired_iou(point, point).item())
+    assert paired_iou(point, point, eps=1e-6).item() == 0
+    assert paired_giou(point, point, eps=1e-6).item() == 0
+    assert paired_iou(boxes(), boxes()).shape == paired_giou(boxes(), boxes()).shape == (0,)

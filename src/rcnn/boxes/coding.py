@@ -49,3 +49,21 @@ class DeltaCoder:
         new_centre = centre + deltas[..., :2] * size
         half = 0.5 * torch.exp(log_ratio) * size
         return torch.cat((new_centre - half, new_centre + half), dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistanceCoder:
+    """FCOS's (left, top, right, bottom): the distances in pixels from a point to the sides of its box.
+
+    All four are positive where the point lies inside the box.
+    """
+
+    def encode(self, boxes_xyxy: Float[Tensor, "a 4"], points_xy: Float[Tensor, "a 2"]) -> Float[Tensor, "a 4"]:
+        """The distances of each point to its box."""
+        return torch.cat((points_xy - boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - points_xy), dim=1)
+
+    def decode(
+        self, distances: Float[Tensor, "*lead 4"], points_xy: Float[Tensor, "*lead 2"]
+    ) -> Float[Tensor, "*lead 4"]:
+        """The boxes that lie around the points at these distances; leading dimensions broadcast."""
+        return torch.cat((points_xy - distances[..., :2], points_xy + distances[..., 2:]), dim=-1)

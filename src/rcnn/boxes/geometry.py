@@ -53,6 +53,30 @@ def giou(a_xyxy: Float[Tensor, "a 4"], b_xyxy: Float[Tensor, "b 4"]) -> Float[Te
     return shared / union - (enclosing - union) / enclosing
 
 
+def paired_iou(a_xyxy: Float[Tensor, "a 4"], b_xyxy: Float[Tensor, "a 4"], *, eps: float = 0.0) -> Float[Tensor, " a"]:
+    """Intersection over union of each box with the one at its place; unions count as at least `eps`."""
+    shared = _paired_intersection(a_xyxy, b_xyxy)
+    return shared / (area(a_xyxy) + area(b_xyxy) - shared).clamp(min=eps)
+
+
+def paired_giou(a_xyxy: Float[Tensor, "a 4"], b_xyxy: Float[Tensor, "a 4"], *, eps: float = 0.0) -> Float[Tensor, " a"]:
+    """Generalised IoU of each box with the one at its place; areas that are divided by count as at least `eps`."""
+    shared = _paired_intersection(a_xyxy, b_xyxy)
+    union = (area(a_xyxy) + area(b_xyxy) - shared).clamp(min=eps)
+    low = torch.minimum(a_xyxy[:, :2], b_xyxy[:, :2])
+    high = torch.maximum(a_xyxy[:, 2:], b_xyxy[:, 2:])
+    width, height = (high - low).unbind(1)
+    enclosing = (width * height).clamp(min=eps)
+    return shared / union - (enclosing - union) / enclosing
+
+
+def _paired_intersection(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
+    low = torch.maximum(a_xyxy[:, :2], b_xyxy[:, :2])
+    high = torch.minimum(a_xyxy[:, 2:], b_xyxy[:, 2:])
+    width, height = (high - low).clamp(min=0).unbind(1)
+    return width * height
+
+
 def overlap_share(boxes_xyxy: Float[Tensor, "a 4"], regions_xyxy: Float[Tensor, "b 4"]) -> Float[Tensor, "a b"]:
     """The share of each box's area that lies in each region; 0 for a box without area."""
     return intersection(boxes_xyxy, regions_xyxy) / area(boxes_xyxy)[:, None].clamp(min=1e-9)

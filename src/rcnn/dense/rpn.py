@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcnn.boxes.coding import DeltaCoder
-from rcnn.boxes.geometry import clip, is_inside
+from rcnn.boxes.geometry import is_inside
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
+from rcnn.dense.selection import CandidateSelector, per_prior
 from rcnn.matching.iou import IoUMatcher, Matches
 from rcnn.matching.sampling import BalancedSampler, EverySampler, Sample
 from rcnn.ops.sparse_gradient import conv_for_sampled_loss
@@ -72,6 +73,7 @@ class RPNHead(AbstractDenseHead):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.selector = CandidateSelector(num_classes=num_classes)
         self.anchors = anchors
         self.tower = RPNTower(
             in_channels=in_channels,
@@ -120,8 +122,8 @@ class RPNHead(AbstractDenseHead):
 
     def loss(self, prediction: DensePrediction, targets: Sequence[Target]) -> Losses:
         anchors = torch.cat(self.make_anchors(prediction))
-        logits = _per_anchor(prediction.classes, self.num_classes)
-        deltas = _per_anchor(prediction.boxes, 4)
+        logits = per_prior(prediction.classes, self.num_classes)
+        deltas = per_prior(prediction.boxes, 4)
         class_loss, box_loss, count = anchors.new_zeros(()), anchors.new_zeros(()), 0
         for image, target in enumerate(targets):
             matches = self.match(anchors, target, prediction.levels.image_sizes[image])
@@ -147,44 +149,10 @@ class RPNHead(AbstractDenseHead):
         return wanted
 
     def decode(self, prediction: DensePrediction, *, per_level: int | None, score_threshold: float) -> list[Candidates]:
-        anchors = self.make_anchors(prediction)
-        return [
-            self._decode_image(prediction, anchors, image, per_level, score_threshold)
-            for image in range(len(prediction.levels.image_sizes))
-        ]
-
-    def _decode_image(
-        self,
-        prediction: DensePrediction,
-        anchors: list[Tensor],
-        image: int,
-        per_level: int | None,
-        score_threshold: float,
-    ) -> Candidates:
-        size = prediction.levels.image_sizes[image]
-        boxes, scores, labels, level_index = [], [], [], []
-        maps = zip(anchors, prediction.classes, prediction.boxes, strict=True)
-        for level, (level_anchors, classes, deltas) in enumerate(maps):
-            logits = _per_anchor([classes[image : image + 1]], self.num_classes)[0].flatten()
-            best, index = logits.topk(len(logits) if per_level is None else min(per_level, len(logits)))
-            anchor_index = index // self.num_classes
-            chosen = _per_anchor([deltas[image : image + 1]], 4)[0, anchor_index]
-            decoded = self.coder.decode(chosen.to(level_anchors.dtype), level_anchors[anchor_index])
-            boxes.append(clip(decoded, size))
-            scores.append(best.to(level_anchors.dtype).sigmoid())
-            labels.append(index % self.num_classes)
-            level_index.append(torch.full_like(index, level))
-        all_scores = torch.cat(scores)
-        keep = all_scores >= score_threshold
-        return Candidates(
-            boxes_xyxy=torch.cat(boxes)[keep],
-            scores=all_scores[keep],
-            labels=torch.cat(labels)[keep],
-            level=torch.cat(level_index)[keep],
+        return self.selector(
+            prediction,
+            self.make_anchors(prediction),
+            lambda deltas, anchors, level: self.coder.decode(deltas, anchors),
+            per_level=per_level,
+            score_threshold=score_threshold,
         )
-
-
-def _per_anchor(maps: Sequence[Tensor], width: int) -> Tensor:
-    """Maps [N, A * width, H_l, W_l] to [N, T, width], in the order of the anchors. Free for channels-last maps."""
-    flat = [x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, width) for x in maps]
-    return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)

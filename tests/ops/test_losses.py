@@ -1,0 +1,88 @@
+"""Losses per element: recorded values of MMDetection, torchvision live, and arithmetic."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from rcnn.ops.losses import iou_loss, mean_over_processes, sigmoid_focal_loss
+
+
+@pytest.fixture(scope="module")
+def recorded(shared: Path) -> dict[str, Tensor]:
+    folder = shared / "oracles" / "mmdetection" / "maths"
+    assert json.loads((folder / "manifest.json").read_text())["case"] == "maths"
+    with np.load(folder / "arrays.npz") as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files if name.startswith("losses/")}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "eps"), [("iou_log", "iou", 1e-6), ("iou_linear", "linear_iou", 1e-6), ("giou", "giou", 1e-7)]
+)
+def test_iou_losses_as_mmdetection(recorded: dict[str, Tensor], name: str, kind: str, eps: float) -> None:
+    boxes, truth = recorded["losses/pred_boxes"], recorded["losses/target_boxes"]
+    found = iou_loss(boxes, truth, kind=kind, eps=eps)  # type: ignore[arg-type]
+    # Recorded in float32.
+    torch.testing.assert_close(found.float(), recorded[f"losses/{name}"], rtol=2e-6, atol=1e-6)
+
+
+def test_focal_loss_as_mmdetection(recorded: dict[str, Tensor]) -> None:
+    labels = recorded["losses/labels_5_is_background"]
+    targets = torch.nn.functional.one_hot(labels, 6)[:, :5].double()
+    total = sigmoid_focal_loss(recorded["losses/logits"], targets).sum()
+    torch.testing.assert_close(total.float(), recorded["losses/focal_sum"], rtol=1e-6, atol=0)
+
+
+def test_giou_loss_as_torchvision() -> None:
+    generator = torch.Generator().manual_seed(0)
+    corner, size = (torch.rand(2, 50, 2, generator=generator, dtype=torch.float64) * 20 for _ in range(2))
+    a, b = torch.cat((corner, corner + size), dim=-1)
+    expected = torchvision.ops.generalized_box_iou_loss(a, b)
+    torch.testing.assert_close(iou_loss(a, b, kind="giou"), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_focal_loss_by_hand() -> None:
+    # A logit of 0: p = 1/2, cross-entropy ln 2, (1 - p_t)^2 = 1/4; 0.25 for a positive, 0.75 for a negative.
+    found = sigmoid_focal_loss(torch.zeros(2), torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(found, torch.tensor([0.25, 0.75]) * math.log(2) / 4)
+
+
+def test_iou_losses_by_hand() -> None:
+    # 4 x 4 and the same moved by (2, 0): shared 8, union 24, enclosing 24.
+    a, b = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[2.0, 0, 6, 4]])
+    assert iou_loss(a, b).item() == pytest.approx(math.log(3))
+    assert iou_loss(a, b, kind="linear_iou").item() == pytest.approx(2 / 3)
+    assert iou_loss(a, b, kind="giou").item() == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("kind", ["iou", "linear_iou", "giou"])
+def test_degenerate_boxes_have_finite_losses_and_gradients(kind: str) -> None:
+    point = torch.full((1, 4), 3.0, requires_grad=True)
+    apart = torch.tensor([[10.0, 10, 12, 12]])
+    for truth in (point.detach(), apart):
+        loss = iou_loss(point, truth, kind=kind).sum()  # type: ignore[arg-type]
+        (gradient,) = torch.autograd.grad(loss, point)
+        assert loss.isfinite()
+        assert gradient.isfinite().all()
+    # The logarithm stops at the least IoU: -ln 1e-6.
+    assert iou_loss(point, apart).item() == pytest.approx(6 * math.log(10))
+
+
+def test_no_boxes_and_no_logits() -> None:
+    none = torch.zeros(0, 4, requires_grad=True)
+    for kind in ("iou", "linear_iou", "giou"):
+        assert iou_loss(none, none.detach(), kind=kind).sum().item() == 0  # type: ignore[arg-type]
+    assert sigmoid_focal_loss(torch.zeros(0, 3), torch.zeros(0, 3)).sum().item() == 0
+
+
+def test_the_mean_of_one_process_is_itself() -> None:
+    count = torch.tensor(3.0, requires_grad=True)
+    assert mean_over_processes(count).item() == 3
+    assert not mean_over_processes(count).requires_grad
