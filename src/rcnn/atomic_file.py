@@ -7,8 +7,9 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from rcnn.errors import Problem, RunError
 
@@ -63,6 +64,27 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
+@contextlib.contextmanager
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write piece by piece; it takes the place of `path` when the block ends, and is gone where that failed.
+
+    Makes the folder. Raises RunError, and leaves the old file as it was.
+    """
+    make_folder(path.parent)
+    staged = staged_path(path)
+    try:
+        with staged.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        put_in_place(path)
+    except OSError as error:
+        raise RunError(_write_problem(path, 0, error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            staged.unlink(missing_ok=True)
+
+
 def make_folder(folder: Path) -> None:
     """Makes the folder where it is not there. Raises RunError."""
     try:
@@ -88,13 +110,15 @@ def refuse_unwritable(files: Iterable[Path]) -> None:
 
 
 def _write_problem(path: Path, num_bytes: int, error: OSError) -> Problem:
+    """`num_bytes`: what the file needs; 0 where that is not known yet."""
     kept = f"; the previous file is intact: {path}" if path.is_file() else ""
     if error.errno not in FULL_DISK:
         given = f"cannot be written: {error.strerror or error}"
         return Problem(where=str(path), given=given, remedy=f"choose another place{kept}")
+    needed = f"{_amount(num_bytes)} are needed, " if num_bytes else ""
     return Problem(
         where=str(path),
-        given=f"the disk is full: {_amount(num_bytes)} are needed, {_room(path.parent)} free",
+        given=f"the disk is full: {needed}{_room(path.parent)} free",
         remedy=f"make room and go on (a training with --resume){kept}",
     )
 

@@ -86,12 +86,14 @@ def _no_boxes() -> Tensor:
 class Target:
     """The truth about one picture, in the frame of the picture it travels with (resized pixels inside a batch).
 
-    `labels` are 0..K-1. `ignore_xyxy` are regions (crowd, difficult) that are neither right nor wrong.
+    `labels` are 0..K-1. `ignore_xyxy` are regions (crowd, difficult) that are neither right nor wrong. `proposals` are
+    regions given from outside, on their way through the transforms; inside a batch they are the batch's.
     """
 
     boxes_xyxy: Float[Tensor, "gt 4"]
     labels: Int[Tensor, " gt"]
     ignore_xyxy: Float[Tensor, "ignore 4"] = field(default_factory=_no_boxes)
+    proposals: Proposals | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         return Target(

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rcnn.data.image import read_image
+from rcnn.data.proposals import StoredProposals, TableProposals
 from rcnn.data.sampling import (
     AspectRatioGroupedBatchSampler,
     EachOnceBatchSampler,
@@ -22,7 +23,7 @@ from rcnn.data.sampling import (
 )
 from rcnn.data.table import AnnotationTable
 from rcnn.errors import DataError, ImageError, RcnnError
-from rcnn.records import ImageBatch, Target
+from rcnn.records import ImageBatch, Proposals, Target
 from rcnn.transforms.batching import Sample, collate
 from rcnn.transforms.geometry import image_size
 
@@ -34,16 +35,19 @@ class Transform(Protocol):
 
 
 class DetectionDataset(Dataset[Sample]):
-    """The pictures of a table with their truth, after the transform.
+    """The pictures of a table with their truth, and the proposals that a file gives for them, after the transform.
 
     An item is asked for by its index or by a `SampleKey`, whose seed decides the random choices (for a plain index
     they are drawn from torch's global generator). Raises `ImageError` for a picture that cannot be read and
-    `DataError` for one that has another size than its annotations say.
+    `DataError` for one that has another size than its annotations say, and for proposals that do not lie in it.
     """
 
-    def __init__(self, table: AnnotationTable, transform: Transform) -> None:
+    def __init__(
+        self, table: AnnotationTable, transform: Transform, *, proposals: TableProposals | None = None
+    ) -> None:
         self.table = table
         self.transform = transform
+        self.proposals = proposals
 
     def __len__(self) -> int:
         return len(self.table)
@@ -53,7 +57,10 @@ class DetectionDataset(Dataset[Sample]):
         image = read_image(self.table.path(index))
         size = image_size(image)
         self.table.check_size(index, size)
-        image, target = self.transform(image, self.target(index), torch.Generator().manual_seed(seed))
+        target = self.target(index)
+        if self.proposals is not None:
+            target = replace(target, proposals=_as_tensors(self.proposals[index]))
+        image, target = self.transform(image, target, torch.Generator().manual_seed(seed))
         return Sample(image=image, target=target, original_size=size, image_id=int(self.table.image_ids[index]))
 
     def target(self, index: int) -> Target:
@@ -66,6 +73,12 @@ class DetectionDataset(Dataset[Sample]):
         ignored = torch.from_numpy(self.table.ignored[rows])
         labels = torch.from_numpy(self.table.labels[rows])
         return Target(boxes_xyxy=boxes[~ignored], labels=labels[~ignored], ignore_xyxy=boxes[ignored])
+
+
+def _as_tensors(stored: StoredProposals) -> Proposals:
+    """Copies, in memory of their own: what was read from a file cannot be written to."""
+    scores = None if stored.scores is None else torch.from_numpy(stored.scores.copy())
+    return Proposals(boxes_xyxy=torch.from_numpy(stored.boxes_xyxy.copy()), scores=scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +178,12 @@ def build_train_loader(
     world_size: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
+    proposals: TableProposals | None = None,
 ) -> BatchLoader:
     """Shuffled batches of `batch_size` pictures for this process; call `set_epoch` before each epoch."""
     groups = aspect_ratio_groups(table.sizes, factor=aspect_ratio_factor)
     batches = AspectRatioGroupedBatchSampler(groups, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
-    dataset = DetectionDataset(table, transform)
+    dataset = DetectionDataset(table, transform, proposals=proposals)
     return BatchLoader(dataset, batches, divisor=divisor, num_workers=num_workers, pin_memory=pin_memory)
 
 
@@ -183,8 +197,9 @@ def build_eval_loader(
     world_size: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
+    proposals: TableProposals | None = None,
 ) -> BatchLoader:
     """Every picture of the table once over all processes, in order."""
     batches = EachOnceBatchSampler(len(table), batch_size=batch_size, rank=rank, world_size=world_size)
-    dataset = DetectionDataset(table, transform)
+    dataset = DetectionDataset(table, transform, proposals=proposals)
     return BatchLoader(dataset, batches, divisor=divisor, num_workers=num_workers, pin_memory=pin_memory)

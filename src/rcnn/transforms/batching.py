@@ -6,7 +6,7 @@ Letters: N images, H W padded height and width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,15 +32,19 @@ class Sample:
 def collate(samples: Sequence[Sample], *, divisor: int) -> tuple[ImageBatch, list[Target]]:
     """Samples as a batch, padded with zeros at the bottom and right to the largest, rounded up to `divisor` (1: not).
 
-    Pixels stay uint8 where all are, else they become floating point (float64 where one is).
+    Pixels stay uint8 where all are, else they become floating point (float64 where one is). Given proposals go from
+    the targets to the batch.
     """
+    proposals = tuple(sample.target.proposals for sample in samples if sample.target.proposals is not None)
+    assert len(proposals) in (0, len(samples)), "all pictures of a batch have proposals, or none"
     batch = ImageBatch(
         pixels=pad_images([sample.image for sample in samples], divisor=divisor),
         sizes=sizes_of([sample.image for sample in samples]),
         original_sizes=tuple(sample.original_size for sample in samples),
         image_ids=tuple(sample.image_id for sample in samples),
+        proposals=proposals or None,
     )
-    return batch, [sample.target for sample in samples]
+    return batch, [replace(sample.target, proposals=None) for sample in samples]
 
 
 def pad_images(images: Sequence[Tensor], *, divisor: int) -> Tensor:

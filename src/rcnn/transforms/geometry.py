@@ -16,8 +16,9 @@ A picture is [3, H, W], 0 to 255; its boxes are x1 y1 x2 y2 in its pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -128,6 +129,17 @@ def flip_boxes(boxes_xyxy: Float[Tensor, "boxes 4"], width: int) -> Float[Tensor
     return torch.stack((width - x2, y1, width - x1, y2), dim=1)
 
 
+def move_boxes(target: Target, move: Callable[[Tensor], Tensor]) -> Target:
+    """The target with all its boxes moved: true ones, ignore regions and given proposals."""
+    proposals = target.proposals
+    return replace(
+        target,
+        boxes_xyxy=move(target.boxes_xyxy),
+        ignore_xyxy=move(target.ignore_xyxy),
+        proposals=None if proposals is None else replace(proposals, boxes_xyxy=move(proposals.boxes_xyxy)),
+    )
+
+
 def image_size(image: Tensor) -> Size:
     return Size(int(image.shape[-2]), int(image.shape[-1]))
 
@@ -150,12 +162,7 @@ class Resize:
     def apply(self, image: Tensor, target: Target, short_side: int) -> tuple[Tensor, Target]:
         old = image_size(image)
         new = resized_size(old, short_side=short_side, max_long_side=self.max_long_side, rounding=self.rounding)
-        scaled = Target(
-            boxes_xyxy=scale_boxes(target.boxes_xyxy, old, new),
-            labels=target.labels,
-            ignore_xyxy=scale_boxes(target.ignore_xyxy, old, new),
-        )
-        return resize_pixels(image, new, self.kernel), scaled
+        return resize_pixels(image, new, self.kernel), move_boxes(target, partial(scale_boxes, old=old, new=new))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +175,7 @@ class HorizontalFlip:
         if float(torch.rand((), generator=generator)) >= self.probability:
             return image, target
         width = image_size(image).width
-        flipped = Target(
-            boxes_xyxy=flip_boxes(target.boxes_xyxy, width),
-            labels=target.labels,
-            ignore_xyxy=flip_boxes(target.ignore_xyxy, width),
-        )
-        return image.flip(-1), flipped
+        return image.flip(-1), move_boxes(target, partial(flip_boxes, width=width))
 
 
 @dataclass(frozen=True, kw_only=True)
