@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rcnn.recipes.recipe import (
-    AdamWSpec,
+from rcnn.recipes.heads import (
+    RPNSpec,
+)
+from rcnn.recipes.parts import (
     AnchorSpec,
     BalancedSamplerSpec,
+    DeltaCoderSpec,
+    L1Spec,
+    MatcherSpec,
+    SmoothL1Spec,
+)
+from rcnn.recipes.recipe import (
+    AdamWSpec,
     ConvFCSpec,
     CosineSpec,
     DataSpec,
-    DeltaCoderSpec,
     EfficientNetLite0Spec,
     EvaluateSpec,
     FPNSpec,
     ImageSpec,
-    L1Spec,
     LevelMapSpec,
-    MatcherSpec,
     MobileNetSpec,
     MultiStepSpec,
     ProposalCountSpec,
@@ -28,10 +34,8 @@ from rcnn.recipes.recipe import (
     RoIAlignSpec,
     RoIPoolSpec,
     RoISpec,
-    RPNSpec,
     SGDSpec,
     SingleMapSpec,
-    SmoothL1Spec,
     TimmSpec,
     TrainSpec,
     TwoFCSpec,

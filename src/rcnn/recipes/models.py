@@ -36,19 +36,25 @@ from rcnn.necks.interface import AbstractNeck
 from rcnn.necks.none import SingleMap
 from rcnn.priors import AnchorGenerator
 from rcnn.proposals import ProposalFilter, ProposalStage
-from rcnn.recipes.recipe import (
+from rcnn.recipes.heads import (
+    RPNSpec,
+)
+from rcnn.recipes.parts import (
     AnchorSpec,
-    BackboneSpec,
     BalancedSamplerSpec,
-    BoxHeadSpec,
     BoxLossSpec,
-    ConvFCSpec,
     DeltaCoderSpec,
+    L1Spec,
+    MatcherSpec,
+    SamplerSpec,
+)
+from rcnn.recipes.recipe import (
+    BackboneSpec,
+    BoxHeadSpec,
+    ConvFCSpec,
     EfficientNetLite0Spec,
     FPNSpec,
     ImageSpec,
-    L1Spec,
-    MatcherSpec,
     MobileNetSpec,
     NeckSpec,
     PoolingSpec,
@@ -57,8 +63,6 @@ from rcnn.recipes.recipe import (
     ResNetSpec,
     RoIAlignSpec,
     RoISpec,
-    RPNSpec,
-    SamplerSpec,
     TimmSpec,
     TwoFCSpec,
     TwoStageSpec,

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Le, Lt, MinLen
 
 from rcnn.config.spec import Spec
-
-Positive = Annotated[int, Ge(1)]
-NotNegative = Annotated[int, Ge(0)]
-PositiveFloat = Annotated[float, Gt(0)]
-NotNegativeFloat = Annotated[float, Ge(0)]
-Share = Annotated[float, Ge(0), Le(1)]
-Stages = Annotated[int, Ge(0), Le(5)]
-Triple = tuple[float, float, float]
-Quadruple = tuple[float, float, float, float]
-
+from rcnn.recipes.heads import DenseHeadSpec, RPNSpec
+from rcnn.recipes.parts import (
+    BalancedSamplerSpec,
+    BoxLossSpec,
+    DeltaCoderSpec,
+    MatcherSpec,
+    NotNegative,
+    NotNegativeFloat,
+    Positive,
+    PositiveFloat,
+    SamplerSpec,
+    Share,
+    SmoothL1Spec,
+    Stages,
+    Triple,
+)
 
 # ------------------------------------------------------------------------------------------------------------ pictures
 
@@ -109,76 +115,7 @@ class SingleMapSpec(Spec):
 NeckSpec = FPNSpec | SingleMapSpec
 
 
-# ------------------------------------------------------------------------------------------------- parts of the stages
-
-
-class AnchorSpec(Spec):
-    sizes_px: Annotated[tuple[tuple[float, ...], ...], MinLen(1)] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
-    """Sizes for each level; a single entry serves every level."""
-    heights_over_widths: Annotated[tuple[float, ...], MinLen(1)] = (0.5, 1.0, 2.0)
-    rounded: bool = False
-    """Corners moved to whole pixels, as torchvision has them."""
-    centre_offset: float = 0.0
-    """Where in its cell an anchor is centred, in strides."""
-    stride_rule: Literal["nominal", "image_over_grid"] = "nominal"
-
-
-class MatcherSpec(Spec):
-    positive_iou: Share = 0.7
-    negative_iou: Share = 0.3
-    low_quality_iou: Share | None = None
-    """Each box claims its best references from this IoU up; null: it does not."""
-    ignore_share: Share = 0.5
-    """Negatives that lie in an ignore region by this share are left out."""
-
-
-class BalancedSamplerSpec(Spec):
-    type: Literal["balanced"] = "balanced"
-    total: Positive = 256
-    positive_fraction: Share = 0.5
-
-
-class EverySamplerSpec(Spec):
-    type: Literal["every"] = "every"
-
-
-SamplerSpec = BalancedSamplerSpec | EverySamplerSpec
-
-
-class DeltaCoderSpec(Spec):
-    weights: Quadruple = (1.0, 1.0, 1.0, 1.0)
-    max_log_ratio: PositiveFloat | None = 4.135166556742356
-    symmetric_clamp: bool = False
-
-
-class SmoothL1Spec(Spec):
-    type: Literal["smooth_l1"] = "smooth_l1"
-    beta: PositiveFloat = 1 / 9
-    """Where the parabola ends; 1 / sigma^2 of the paper's code."""
-
-
-class L1Spec(Spec):
-    type: Literal["l1"] = "l1"
-
-
-BoxLossSpec = SmoothL1Spec | L1Spec
-
-
 # --------------------------------------------------------------------------------------------------------- first stage
-
-
-class RPNSpec(Spec):
-    type: Literal["rpn"] = "rpn"
-    num_convs: Positive = 1
-    channels: Positive | None = None
-    """Width of its convolutions; null: that of the pyramid."""
-    anchors: AnchorSpec = AnchorSpec()
-    matcher: MatcherSpec = MatcherSpec(low_quality_iou=0.0)
-    sampler: SamplerSpec = BalancedSamplerSpec()
-    coder: DeltaCoderSpec = DeltaCoderSpec()
-    box_loss: BoxLossSpec = SmoothL1Spec()
-    border_px: NotNegativeFloat | None = None
-    """Anchors that reach further over the edge are not trained; null: all are."""
 
 
 class ProposalCountSpec(Spec):
@@ -189,7 +126,7 @@ class ProposalCountSpec(Spec):
 
 
 class ProposalsSpec(Spec):
-    head: RPNSpec = RPNSpec()
+    head: DenseHeadSpec = RPNSpec()
     train: ProposalCountSpec = ProposalCountSpec(pre_nms=2000, post_nms=2000)
     test: ProposalCountSpec = ProposalCountSpec(pre_nms=1000, post_nms=1000)
     nms_iou: Share = 0.7
