@@ -12,7 +12,13 @@ import torch
 import torchvision
 from torch import Tensor
 
-from rcnn.ops.losses import iou_loss, mean_over_processes, sigmoid_focal_loss
+from rcnn.ops.losses import (
+    distribution_focal_loss,
+    iou_loss,
+    mean_over_processes,
+    quality_focal_loss,
+    sigmoid_focal_loss,
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +92,32 @@ def test_the_mean_of_one_process_is_itself() -> None:
     count = torch.tensor(3.0, requires_grad=True)
     assert mean_over_processes(count).item() == 3
     assert not mean_over_processes(count).requires_grad
+
+
+# -------------------------------------------------------------------------------------------- generalized focal losses
+
+
+def test_quality_focal_loss_as_mmdetection(recorded: dict[str, Tensor]) -> None:
+    labels, quality = recorded["losses/labels_5_is_background"], recorded["losses/quality"]
+    targets = torch.nn.functional.one_hot(labels, 6)[:, :5] * quality[:, None]
+    found = quality_focal_loss(recorded["losses/logits"], targets).sum(dim=1)
+    torch.testing.assert_close(found.float(), recorded["losses/qfl_none"], rtol=2e-6, atol=1e-6)
+
+
+def test_distribution_focal_loss_as_mmdetection(recorded: dict[str, Tensor]) -> None:
+    found = distribution_focal_loss(recorded["losses/dfl_logits"], recorded["losses/dfl_target"])
+    torch.testing.assert_close(found.float(), recorded["losses/dfl_none"], rtol=2e-6, atol=1e-6)
+
+
+def test_quality_focal_loss_by_hand() -> None:
+    # A logit of 0: p = 1/2, cross-entropy ln 2 whatever the target; distances 0.5, 0.25 and 0, squared.
+    found = quality_focal_loss(torch.zeros(3), torch.tensor([0.0, 0.75, 0.5]))
+    torch.testing.assert_close(found, math.log(2) * torch.tensor([0.25, 0.0625, 0.0]))
+
+
+def test_distribution_focal_loss_by_hand() -> None:
+    # Shares 1/2, 1/4 and 1/4. A target of 0.25: 3/4 ln 2 + 1/4 ln 4 = 5/4 ln 2; one of 1 is all in its bin: ln 4.
+    logits = torch.tensor([0.5, 0.25, 0.25]).log().repeat(2, 1)
+    found = distribution_focal_loss(logits, torch.tensor([0.25, 1.0]))
+    torch.testing.assert_close(found, math.log(2) * torch.tensor([1.25, 2.0]))
+    assert distribution_focal_loss(logits[:0], torch.zeros(0)).shape == (0,)
