@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rcnn.matching.iou import Matches
@@ -53,3 +53,26 @@ class EverySampler:
 
     def __call__(self, matches: Matches) -> Sample:
         return Sample(positive=matches.positive.nonzero().flatten(), negative=matches.negative.nonzero().flatten())
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardExampleSampler:
+    """The places of a `BalancedSampler`, given to the references with the largest losses (OHEM, Shrivastava et al.,
+    2016, with quotas for positives and negatives as MMDetection has it).
+    """
+
+    total: int
+    positive_fraction: float
+
+    def __call__(self, matches: Matches, losses: Float[Tensor, " a"]) -> Sample:
+        """`losses` of all references; a loss that is not a number counts as the largest."""
+        positive = _hardest(matches.positive, losses, int(self.total * self.positive_fraction))
+        negative = _hardest(matches.negative, losses, self.total - len(positive))
+        return Sample(positive=positive, negative=negative)
+
+
+def _hardest(candidates: Tensor, losses: Tensor, limit: int) -> Tensor:
+    indices = candidates.nonzero().flatten()
+    if len(indices) <= limit:
+        return indices
+    return indices[losses[indices].topk(limit).indices]

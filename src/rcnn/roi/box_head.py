@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcnn.ops.linear import linear, linear_over_maps
+from rcnn.roi.classification import Classification, SoftmaxClassification
 
 # "per_class": a box for each class; "agnostic": one box for all.
 BoxRegression = Literal["per_class", "agnostic"]
@@ -82,7 +83,7 @@ def _convolution(before: int, after: int, make_norm: Callable[[int], nn.Module] 
 
 
 class BoxPredictor(nn.Module):
-    """Logits of K classes and background (the last), and deltas of B boxes."""
+    """Class logits (of K classes and background, the last, unless `classification` has others), deltas of B boxes."""
 
     def __init__(
         self,
@@ -90,17 +91,20 @@ class BoxPredictor(nn.Module):
         in_features: int,
         num_classes: int,
         regression: BoxRegression = "per_class",
+        classification: Classification | None = None,
         class_std: float = 0.01,
         delta_std: float = 0.001,
     ) -> None:
         super().__init__()
+        classification = classification or SoftmaxClassification()
         self.num_boxes = num_classes if regression == "per_class" else 1
-        self.classes = nn.Linear(in_features, num_classes + 1)
+        self.classes = nn.Linear(in_features, classification.num_logits(num_classes))
         self.deltas = nn.Linear(in_features, self.num_boxes * 4)
         for layer, std in ((self.classes, class_std), (self.deltas, delta_std)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.classes.bias, classification.initial_bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """[R, D] to logits [R, K + 1] and deltas [R, B, 4]."""
+        """[R, D] to logits [R, K + 1 or K] and deltas [R, B, 4]."""
         return linear(self.classes, features), linear(self.deltas, features).reshape(-1, self.num_boxes, 4)

@@ -5,42 +5,33 @@ Letters: N images, R regions of a batch, K classes (K is background), B = K or 1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rcnn.boxes.coding import DeltaCoder
 from rcnn.boxes.filtering import DetectionFilter
 from rcnn.boxes.geometry import clip
+from rcnn.errors import Problem, SetupError
 from rcnn.matching.iou import IoUMatcher
-from rcnn.matching.sampling import BalancedSampler, EverySampler
+from rcnn.matching.sampling import BalancedSampler, EverySampler, HardExampleSampler
 from rcnn.records import Detections, Levels, Losses, Proposals, Size, Target
 from rcnn.roi.box_head import BoxPredictor
+from rcnn.roi.box_loss import BoxLoss, box_term, smooth_l1_ninth
+from rcnn.roi.classification import Classification, SoftmaxClassification
+from rcnn.roi.fusion import ProposalFusion, fuse
+from rcnn.roi.interface import AbstractRoIStage
 from rcnn.roi.pooling import RoIPooling
-
-BoxLoss = Callable[[Tensor, Tensor], Tensor]
-# torchvision's bend of smooth L1, summed.
-smooth_l1_ninth: BoxLoss = partial(F.smooth_l1_loss, beta=1 / 9, reduction="sum")
+from rcnn.roi.regions import LabelledRegions, SampledRegions, label_regions
 
 
-@dataclass(frozen=True, kw_only=True)
-class SampledRegions:
-    """The regions of one picture that a loss is taken over, with their truth. `labels` are K for background."""
-
-    boxes_xyxy: Float[Tensor, "r 4"]
-    labels: Int[Tensor, " r"]
-    gt_boxes_xyxy: Float[Tensor, "r 4"]  # meaningful for foreground alone
-
-
-class RoIStage(nn.Module):
+class RoIStage(AbstractRoIStage):
     """Pooling, box head, predictor; and in training a matcher, a sampler, a coder and the two losses.
 
-    Cross-entropy is averaged over the sampled regions, the box loss summed and divided by their number, as Fast R-CNN.
+    The class loss is averaged over the sampled regions, the box loss summed and divided by their number, as Fast R-CNN.
+    `join_truth`: the ground truth joins the proposals that are sampled. `fusion`: how the proposal's score enters the
+    final one. A stage also serves as one of a `CascadeStage`.
     """
 
     def __init__(
@@ -52,9 +43,12 @@ class RoIStage(nn.Module):
         num_classes: int,
         coder: DeltaCoder | None = None,
         matcher: IoUMatcher | None = None,
-        sampler: BalancedSampler | EverySampler | None = None,
+        sampler: BalancedSampler | EverySampler | HardExampleSampler | None = None,
+        classification: Classification | None = None,
         box_loss: BoxLoss = smooth_l1_ninth,
         detection_filter: DetectionFilter | None = None,
+        fusion: ProposalFusion = "none",
+        join_truth: bool = True,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -64,57 +58,99 @@ class RoIStage(nn.Module):
         self.coder = coder or DeltaCoder(weights=(10.0, 10.0, 5.0, 5.0))
         self.matcher = matcher or IoUMatcher(positive_iou=0.5, negative_iou=0.5)
         self.sampler = sampler or BalancedSampler(total=512, positive_fraction=0.25)
+        self.classification: Classification = classification or SoftmaxClassification()
         self.box_loss = box_loss
         self.detection_filter = detection_filter or DetectionFilter()
+        self.fusion: ProposalFusion = fusion
+        self.join_truth = join_truth
+        _check_logits(predictor, self.classification.num_logits(num_classes))
 
     def forward(self, levels: Levels, boxes_xyxy: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits [R, K + 1] and deltas [R, B, 4] of the regions of all pictures, one picture after the other."""
+        """Logits [R, K + 1 or K] and deltas [R, B, 4] of the regions of all pictures, one picture after the other."""
         return self.predictor(self.box_head(self.pooling(levels, boxes_xyxy)))
 
+    # -------------------------------------------------------------------------------------------------------- training
+
     def loss(self, levels: Levels, proposals: Sequence[Proposals], targets: Sequence[Target]) -> Losses:
-        regions = [self.sample(found, target) for found, target in zip(proposals, targets, strict=True)]
-        logits, deltas = self(levels, [region.boxes_xyxy for region in regions])
-        labels = torch.cat([region.labels for region in regions])
-        truth = torch.cat([region.gt_boxes_xyxy for region in regions])
-        references = torch.cat([region.boxes_xyxy for region in regions])
+        regions = self.draw(levels, proposals, targets)
+        logits, deltas = self(levels, [some.boxes_xyxy for some in regions])
+        return {f"roi_{name}": value for name, value in self.losses(logits, deltas, regions).items()}
+
+    def losses(self, logits: Tensor, deltas: Tensor, regions: Sequence[SampledRegions]) -> Losses:
+        """The two terms, unprefixed, of the predictor's output for `regions`."""
+        labels = torch.cat([some.labels for some in regions])
+        truth = torch.cat([some.gt_boxes_xyxy for some in regions])
+        references = torch.cat([some.boxes_xyxy for some in regions])
         logits, deltas = logits.to(references.dtype), deltas.to(references.dtype)
         count = max(len(labels), 1)
         foreground = (labels < self.num_classes).nonzero().flatten()
-        column = labels[foreground] if deltas.shape[1] > 1 else torch.zeros_like(foreground)
-        wanted = self.coder.encode(truth[foreground], references[foreground])
-        return {
-            "roi_classification": F.cross_entropy(logits, labels, reduction="sum") / count,
-            # Also where there is no foreground: a sum over no regions is zero, and keeps the parameters in the graph.
-            "roi_box": self.box_loss(deltas[foreground, column], wanted) / count,
-        }
+        mine = deltas[foreground, _column(labels[foreground], deltas)]
+        box = box_term(self.box_loss, self.coder, mine, references[foreground], truth[foreground])
+        return {"classification": self.classification.loss(logits, labels) / count, "box": box / count}
+
+    def draw(self, levels: Levels, proposals: Sequence[Proposals], targets: Sequence[Target]) -> list[SampledRegions]:
+        """The regions of each picture that the losses are taken over."""
+        if not isinstance(self.sampler, HardExampleSampler):
+            return [self.sample(found, target) for found, target in zip(proposals, targets, strict=True)]
+        return self._draw_hardest(self.sampler, levels, proposals, targets)
+
+    def sample(self, proposals: Proposals, target: Target) -> SampledRegions:
+        """The regions of one picture, by a sampler that looks at the matches alone."""
+        assert not isinstance(self.sampler, HardExampleSampler), "its losses need the levels: draw"
+        labelled = self._label(proposals, target)
+        return labelled.drawn(self.sampler(labelled.matches))
 
     @torch.no_grad()
-    def sample(self, proposals: Proposals, target: Target) -> SampledRegions:
-        """A balanced draw from the proposals and the ground truth, which joins them (Fast R-CNN's practice)."""
-        gt_boxes = target.boxes_xyxy.to(proposals.boxes_xyxy.dtype)
-        boxes = torch.cat((proposals.boxes_xyxy, gt_boxes))
-        matches = self.matcher(boxes, Target(boxes_xyxy=gt_boxes, labels=target.labels, ignore_xyxy=target.ignore_xyxy))
-        sample = self.sampler(matches)
-        labels = torch.full((len(boxes),), self.num_classes, dtype=torch.int64, device=boxes.device)
-        labels[sample.positive] = target.labels[matches.gt_index[sample.positive]]
-        truth = boxes.clone()
-        truth[sample.positive] = gt_boxes[matches.gt_index[sample.positive]]
-        # In the order of the proposals, best first: a known order makes runs comparable.
-        chosen = torch.cat((sample.positive, sample.negative)).sort().values
-        return SampledRegions(boxes_xyxy=boxes[chosen], labels=labels[chosen], gt_boxes_xyxy=truth[chosen])
+    def _draw_hardest(
+        self,
+        sampler: HardExampleSampler,
+        levels: Levels,
+        proposals: Sequence[Proposals],
+        targets: Sequence[Target],
+    ) -> list[SampledRegions]:
+        """OHEM: all regions go through the network without a graph, and the draw is by their class loss."""
+        labelled = [self._label(found, target) for found, target in zip(proposals, targets, strict=True)]
+        boxes = [some.regions.boxes_xyxy for some in labelled]
+        logits, _ = self(levels, boxes)
+        labels = torch.cat([some.regions.labels for some in labelled])
+        losses = self.classification.region_losses(logits.to(boxes[0].dtype), labels).split(
+            [len(some) for some in boxes]
+        )
+        return [some.drawn(sampler(some.matches, hard)) for some, hard in zip(labelled, losses, strict=True)]
+
+    def _label(self, proposals: Proposals, target: Target) -> LabelledRegions:
+        return label_regions(
+            proposals.boxes_xyxy,
+            target,
+            matcher=self.matcher,
+            num_classes=self.num_classes,
+            join_truth=self.join_truth,
+        )
+
+    # ------------------------------------------------------------------------------------------------------ prediction
 
     def predict(self, levels: Levels, proposals: Sequence[Proposals]) -> list[Detections]:
-        """Detections per picture in network-input pixels, best first."""
         boxes = [found.boxes_xyxy for found in proposals]
         logits, deltas = self(levels, boxes)
-        return self.detect(logits, deltas, boxes, levels.image_sizes)
+        return self.detect(logits, deltas, boxes, levels.image_sizes, [found.scores for found in proposals])
 
     def detect(
-        self, logits: Tensor, deltas: Tensor, boxes: Sequence[Tensor], image_sizes: Sequence[Size]
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        boxes: Sequence[Tensor],
+        image_sizes: Sequence[Size],
+        proposal_scores: Sequence[Tensor | None] = (),
     ) -> list[Detections]:
-        """Detections per picture from the predictor's output for `boxes`."""
+        """Detections per picture from the predictor's output for `boxes`, whose own scores a fusion needs."""
+        scores = self.classification.scores(logits.to(boxes[0].dtype))
+        return self.detect_scored(fuse(scores, proposal_scores, self.fusion), deltas, boxes, image_sizes)
+
+    def detect_scored(
+        self, scores: Tensor, deltas: Tensor, boxes: Sequence[Tensor], image_sizes: Sequence[Size]
+    ) -> list[Detections]:
+        """Detections per picture from final scores [R, K]."""
         counts = [len(of_image) for of_image in boxes]
-        scores = F.softmax(logits.to(boxes[0].dtype), dim=1)[:, : self.num_classes]
         deltas = deltas.to(boxes[0].dtype)
         parts = zip(deltas.split(counts), boxes, scores.split(counts), image_sizes, strict=True)
         return [self._detect(of_image, references, some, size) for of_image, references, some, size in parts]
@@ -122,6 +158,44 @@ class RoIStage(nn.Module):
     def _detect(self, deltas: Tensor, references_xyxy: Tensor, scores: Tensor, size: Size) -> Detections:
         index = (scores > self.detection_filter.score_threshold).flatten().nonzero().flatten()
         region, label = index // self.num_classes, index % self.num_classes
-        column = label if deltas.shape[1] > 1 else torch.zeros_like(label)
-        boxes = clip(self.coder.decode(deltas[region, column], references_xyxy[region]), size)
+        mine = deltas[region, _column(label, deltas)]
+        boxes = clip(self.coder.decode(mine, references_xyxy[region]), size)
         return self.detection_filter(boxes, scores.flatten()[index], label)
+
+    @torch.no_grad()
+    def refine(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        boxes: Sequence[Tensor],
+        image_sizes: Sequence[Size],
+        labels: Tensor | None = None,
+    ) -> list[Tensor]:
+        """Each region moved by its own deltas and clipped: the boxes of a cascade's next stage.
+
+        Where there is a box per class it is that of the region's label, and of its best class where it has none.
+        """
+        best = self.classification.scores(logits).argmax(dim=1)
+        labels = best if labels is None else torch.where(labels < self.num_classes, labels, best)
+        mine = deltas[torch.arange(len(deltas), device=deltas.device), _column(labels, deltas)]
+        moved = self.coder.decode(mine.to(boxes[0].dtype), torch.cat(list(boxes)))
+        parts = moved.split([len(of_image) for of_image in boxes])
+        return [clip(some, size) for some, size in zip(parts, image_sizes, strict=True)]
+
+
+def _column(labels: Tensor, deltas: Tensor) -> Tensor:
+    """Which of the B boxes is that of each label: its own, or the only one."""
+    return labels if deltas.shape[1] > 1 else torch.zeros_like(labels)
+
+
+def _check_logits(predictor: BoxPredictor, expected: int) -> None:
+    given = predictor.classes.out_features
+    if given != expected:
+        raise SetupError(
+            Problem(
+                where="detector.roi, the predictor",
+                given=f"{given} class logits",
+                allowed=f"{expected}, which its classification asks for",
+                remedy="build the predictor with the same classification",
+            )
+        )
