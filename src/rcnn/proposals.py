@@ -1,10 +1,12 @@
-"""The first stage: any dense head of one class, its candidates filtered to class-agnostic proposals.
+"""The first stage: any dense head of one class, its candidates filtered to class-agnostic proposals; or proposals
+that were given.
 
 Letters: N images, P candidates, R proposals.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -34,6 +36,9 @@ class ProposalFilter:
 
     The best `pre_nms` of each level, clipped; those with a side under `min_side_px` (or that is not a number) and those
     with a score under `score_threshold` left out; NMS at `nms_iou`; the best `post_nms` of all, ties in level order.
+
+    The head itself applies the threshold, to the score that it ranks by. MMDetection's dense heads as RPN: scope
+    "joint" (their NMS is per class, and there is one), its RPNHead and torchvision: "level".
     """
 
     pre_nms: int
@@ -84,7 +89,24 @@ class ProposalFilter:
         return indices[scores[indices].argsort(descending=True, stable=True)]
 
 
-class ProposalStage(nn.Module):
+class AbstractProposalStage(nn.Module, ABC):
+    """From a pyramid to proposals per picture, best first, in network-input pixels.
+
+    `given` are the proposals that came with the batch, if any did.
+    """
+
+    @abstractmethod
+    def loss(
+        self, levels: Levels, targets: Sequence[Target], given: Sequence[Proposals] | None = None
+    ) -> tuple[Losses, list[Proposals]]:
+        """The terms of the first stage, and the proposals that the second stage trains on."""
+
+    @abstractmethod
+    def propose(self, levels: Levels, given: Sequence[Proposals] | None = None) -> list[Proposals]:
+        """The proposals that the second stage predicts on."""
+
+
+class ProposalStage(AbstractProposalStage):
     """A dense head as the first stage: the only place that knows "class-agnostic".
 
     The head has one class; labels are mapped to it, boxes detached from the graph, loss terms prefixed with `rpn_`.
@@ -104,8 +126,10 @@ class ProposalStage(nn.Module):
         self.train_filter = train_filter
         self.test_filter = test_filter
 
-    def loss(self, levels: Levels, targets: Sequence[Target]) -> tuple[Losses, list[Proposals]]:
-        """The head's terms, and the proposals that the second stage trains on."""
+    def loss(
+        self, levels: Levels, targets: Sequence[Target], given: Sequence[Proposals] | None = None
+    ) -> tuple[Losses, list[Proposals]]:
+        _refuse(given)
         prediction = self.head(levels)
         agnostic = [
             Target(
@@ -118,8 +142,8 @@ class ProposalStage(nn.Module):
         losses = {f"rpn_{name}": value for name, value in self.head.loss(prediction, agnostic).items()}
         return losses, self.select(prediction, self.train_filter)
 
-    def propose(self, levels: Levels) -> list[Proposals]:
-        """Proposals per picture, best first, in network-input pixels."""
+    def propose(self, levels: Levels, given: Sequence[Proposals] | None = None) -> list[Proposals]:
+        _refuse(given)
         return self.select(self.head(levels), self.test_filter)
 
     @torch.no_grad()
@@ -132,4 +156,59 @@ class ProposalStage(nn.Module):
         return [
             chosen(found, num_levels=len(levels.shapes), image_scale=scale)
             for found, scale in zip(candidates, levels.image_scales, strict=True)
+        ]
+
+
+def _refuse(given: Sequence[Proposals] | None) -> None:
+    if given is not None:
+        raise SetupError(
+            Problem(
+                where="detector.proposals",
+                given="a first stage of its own, and proposals that came with the pictures",
+                allowed="one or the other",
+                remedy="a Fast R-CNN, which has no first stage, or data without proposals",
+            )
+        )
+
+
+class GivenProposals(AbstractProposalStage):
+    """Fast R-CNN's first stage: the proposals that came with the batch, the best `train_limit` or `test_limit` of each
+    picture (None: all). It has no parameters and no loss.
+    """
+
+    def __init__(self, *, train_limit: int | None = None, test_limit: int | None = None) -> None:
+        super().__init__()
+        self.train_limit = train_limit
+        self.test_limit = test_limit
+
+    def loss(
+        self, levels: Levels, targets: Sequence[Target], given: Sequence[Proposals] | None = None
+    ) -> tuple[Losses, list[Proposals]]:
+        return {}, self._take(levels, given, self.train_limit)
+
+    def propose(self, levels: Levels, given: Sequence[Proposals] | None = None) -> list[Proposals]:
+        return self._take(levels, given, self.test_limit)
+
+    def _take(self, levels: Levels, given: Sequence[Proposals] | None, limit: int | None) -> list[Proposals]:
+        """Raises `SetupError` where the batch has none, or not one entry for each picture."""
+        num_images = len(levels.image_sizes)
+        if given is None or len(given) != num_images:
+            count = "no proposals" if given is None else f"proposals for {len(given)}"
+            raise SetupError(
+                Problem(
+                    where="detector.proposals",
+                    given=f"{num_images} pictures and {count}",
+                    allowed="proposals for each picture: this detector makes none of its own",
+                    remedy="a proposal file (rcnn proposals dump writes one)",
+                )
+            )
+        # A detector in float64 has its proposals in float64, and none has them in half precision.
+        like = levels.maps[0]
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        return [
+            Proposals(
+                boxes_xyxy=some.boxes_xyxy[:limit].to(like.device, dtype),
+                scores=None if some.scores is None else some.scores[:limit].to(like.device, dtype),
+            )
+            for some in given
         ]
