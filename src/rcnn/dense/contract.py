@@ -46,17 +46,23 @@ _MANY: Boxes = (
 )
 # So far beyond the picture that every anchor lies in it, whatever its size.
 _EVERYWHERE: Boxes = ((-50.0, -50.0, 50.0, 50.0),)
+# The same score comes out with another last bit where a vector of another length is computed.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseHeadCase:
-    """One situation that a head must master, named, with what is in it and what it asks."""
+    """One situation that a head must master, named, with what is in it.
+
+    `teaches_classes` and `teaches_boxes` say whether there is something to learn of them; None: that is not asked (the
+    loss of a box far from its truth may have no gradient).
+    """
 
     name: str
     about: str
     pictures: tuple[_Picture, ...]
-    teaches_classes: bool = True
-    teaches_boxes: bool = True
+    teaches_classes: bool | None = True
+    teaches_boxes: bool | None = None
 
 
 CASES: tuple[DenseHeadCase, ...] = (
@@ -75,6 +81,7 @@ CASES: tuple[DenseHeadCase, ...] = (
         name="many boxes",
         about="overlapping boxes, two with one centre, one of a few pixels, one as large as the picture",
         pictures=(_Picture(boxes=_MANY), _Picture(height=0.75, width=1.0, boxes=_ONE)),
+        teaches_boxes=True,
     ),
     DenseHeadCase(
         name="small picture",
@@ -141,16 +148,14 @@ def assert_is_dense_head(
         heads = {f"{num_classes} classes": head(num_classes), "1 class": head(1)}
         for asked, built in zip((num_classes, 1), heads.values(), strict=True):
             assert built.num_classes == asked, f"a head of {asked} classes was asked for and has {built.num_classes}"
-    faults = [
-        f"{role}, {case}: {fault}"
-        for role, built in heads.items()
-        for case, found in examine_dense_head(
-            built, in_channels=in_channels, strides_px=strides_px, cases=cases
-        ).items()
-        for fault in found
-    ]
-    lines = "\n".join(f"  - {fault}" for fault in faults)
-    assert not faults, f"the head does not keep the contract of dense heads ({len(faults)} faults):\n{lines}"
+    places: dict[str, list[str]] = {}
+    for role, built in heads.items():
+        examined = examine_dense_head(built, in_channels=in_channels, strides_px=strides_px, cases=cases)
+        for case, found in examined.items():
+            for fault in found:
+                places.setdefault(f"{role}, {fault}", []).append(case)
+    lines = "\n".join(f"  - {fault} (case: {', '.join(dict.fromkeys(of))})" for fault, of in places.items())
+    assert not places, f"the head does not keep the contract of dense heads ({len(places)} faults):\n{lines}"
 
 
 def examine_dense_head(
@@ -166,7 +171,7 @@ def examine_dense_head(
     """
     found: dict[str, tuple[str, ...]] = {}
     for case in cases:
-        faults: list[str] = []
+        faults: dict[str, list[str]] = {}
         for precision in _PRECISIONS:
             levels = _levels(case, in_channels, strides_px, precision.dtype)
             working = copy.deepcopy(head).to(precision.dtype)
@@ -175,8 +180,9 @@ def examine_dense_head(
                 "decode": _decode_faults(working, levels, precision),
             }
             for name, check in checks.items():
-                faults += [f"{precision.name}, {name}: {fault}" for fault in _all_of(check)]
-        found[case.name] = tuple(faults)
+                for fault in dict.fromkeys(_all_of(check)):
+                    faults.setdefault(f"{name}: {fault}", []).append(precision.name)
+        found[case.name] = tuple(f"{fault} [{', '.join(precisions)}]" for fault, precisions in faults.items())
     return found
 
 
@@ -301,13 +307,13 @@ def _teaching_faults(
         losses = head.loss(leaves, targets)
     torch.stack([loss.sum() for loss in losses.values()]).sum().backward()
     taught = {"classes": _is_taught(leaves.classes + leaves.quality), "boxes": _is_taught(leaves.boxes)}
-    if case.teaches_classes and not taught["classes"]:
+    if case.teaches_classes is True and not taught["classes"]:
         yield "the maps of classes and quality get no gradient: nothing is learnt of what is an object"
-    if not case.teaches_classes and taught["classes"]:
+    if case.teaches_classes is False and taught["classes"]:
         yield "the maps of classes and quality get a gradient inside an ignore region without boxes"
-    if case.teaches_boxes and not taught["boxes"]:
+    if case.teaches_boxes is True and not taught["boxes"]:
         yield "the maps of boxes get no gradient: nothing is learnt of boxes"
-    if not case.teaches_boxes and taught["boxes"]:
+    if case.teaches_boxes is False and taught["boxes"]:
         yield "the maps of boxes get a gradient where there is no box"
 
 
@@ -367,7 +373,7 @@ def _record_faults(
             yield f"{name} beyond 0..{limit - 1}, or {values.dtype} instead of int64"
     if not bool((level[:-1] <= level[1:]).all()):
         yield "the levels are not one after the other"
-    if not bool(((scores[:-1] >= scores[1:]) | (level[:-1] != level[1:])).all()):
+    if not bool(((scores[:-1] + _ROUNDING >= scores[1:]) | (level[:-1] != level[1:])).all()):
         yield "candidates of a level are not best first"
     for values in (boxes, scores):
         if values.dtype != dtype:
@@ -398,7 +404,16 @@ def _threshold_faults(head: AbstractDenseHead, prediction: DensePrediction, prec
 
 
 def _is_part(some: Candidates, every: Candidates) -> bool:
-    return bool(torch.isin(some.scores, every.scores).all()) and len(some.scores) <= len(every.scores)
+    if len(some.scores) == 0:
+        return True
+    if len(some.scores) > len(every.scores):
+        return False
+    known = every.scores.sort().values
+    above = torch.searchsorted(known, some.scores.contiguous()).clamp(max=len(known) - 1)
+    difference = torch.minimum(
+        (known[above] - some.scores).abs(), (known[(above - 1).clamp(min=0)] - some.scores).abs()
+    )
+    return bool((difference <= _ROUNDING).all())
 
 
 def _wild_faults(
