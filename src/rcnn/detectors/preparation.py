@@ -1,42 +1,62 @@
-"""A two-stage detector for inference: the same detector with its trunk, heads and predictor prepared."""
+"""A detector for inference: the same detector with its trunk, heads and predictors prepared."""
 
 from __future__ import annotations
 
 import copy
 import gc
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from rcnn.detectors.two_stage import TwoStageDetector
+from rcnn.dense.interface import AbstractDenseHead
+from rcnn.detectors.pyramid import AbstractPyramidDetector
 from rcnn.necks.interface import AbstractNeck
 from rcnn.ops.preparation import prepare_for_inference
+from rcnn.roi.stage import RoIStage
+
+Detector = TypeVar("Detector", bound=AbstractPyramidDetector)
 
 
-def prepared_detector(detector: TwoStageDetector, dtype: torch.dtype = torch.float32) -> TwoStageDetector:
-    """A copy for `predict` and `propose` alone. The original is untouched; if it is trained, prepare it anew.
+def prepared_detector(detector: Detector, dtype: torch.dtype = torch.float32) -> Detector:
+    """A copy for inference alone. The original is untouched; if it is trained, prepare it anew.
 
-    In float32 and float64 it gives the original's boxes up to rounding. With bfloat16 the trunk and the box head run in
-    bfloat16; boxes, scores and the predictor stay in float32. It cannot be trained, moved or saved.
+    In float32 and float64 it gives the original's boxes up to rounding. With bfloat16 the trunk, the dense head and the
+    box heads run in bfloat16; boxes, scores and the predictors stay in float32. It cannot be trained, moved or saved.
     """
-    wide = torch.promote_types(dtype, torch.float32)
     prepared = _copy_sharing_tensors(detector).eval()
     assert isinstance(prepared.neck, AbstractNeck)
     channels = prepared.neck.channels
     # Backbone and neck as one: sums and sizes that reach over the border between them can be fused.
     prepared.backbone = prepare_for_inference(nn.Sequential(prepared.backbone, prepared.neck), dtype=dtype)
     prepared.neck = nn.Identity()
-    head = prepared.proposals.head
-    for name, part in list(head.named_children()):
-        setattr(head, name, prepare_for_inference(part, dtype=dtype))
-    prepared.roi.box_head = prepare_for_inference(prepared.roi.box_head, dtype=dtype, channels=channels)
-    prepared.roi.predictor = prepare_for_inference(prepared.roi.predictor, dtype=wide)  # type: ignore[assignment]
+    for part in list(prepared.modules()):
+        match part:
+            case AbstractDenseHead():
+                _prepare_children(part, dtype)
+            case RoIStage():
+                _prepare_stage(part, dtype, channels)
     # Traces refer to themselves: without this they would keep the weights of a detector that its owner lets go.
     gc.collect()
     return prepared
 
 
-def _copy_sharing_tensors(module: TwoStageDetector) -> TwoStageDetector:
+def _prepare_children(parent: nn.Module, dtype: torch.dtype) -> None:
+    """Each child in its place. A list of modules stays one: it is not called, its members are."""
+    for name, part in list(parent.named_children()):
+        if isinstance(part, nn.ModuleList | nn.ModuleDict):
+            _prepare_children(part, dtype)
+        else:
+            setattr(parent, name, prepare_for_inference(part, dtype=dtype))
+
+
+def _prepare_stage(stage: RoIStage, dtype: torch.dtype, channels: int) -> None:
+    wide = torch.promote_types(dtype, torch.float32)
+    stage.box_head = prepare_for_inference(stage.box_head, dtype=dtype, channels=channels)
+    stage.predictor = prepare_for_inference(stage.predictor, dtype=wide)  # type: ignore[assignment]
+
+
+def _copy_sharing_tensors(module: Detector) -> Detector:
     tensors = chain(module.parameters(), module.buffers())
     return copy.deepcopy(module, memo={id(tensor): tensor for tensor in tensors})
