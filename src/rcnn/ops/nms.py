@@ -1,6 +1,11 @@
-"""Non-maximum suppression: greedy, best score first, on boxes of one group or of several at once."""
+"""Non-maximum suppression: greedy, best score first, on boxes of one group or of several at once.
+
+Letters: G groups, M boxes of the largest group.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torchvision
@@ -36,3 +41,66 @@ def class_offset_nms(
     with_origin = torch.cat([boxes, boxes.new_zeros(1, 4)])  # amax and amin need an element
     step = (with_origin.amax() - with_origin.amin()).ceil() + 1.0
     return torchvision.ops.nms(boxes + (groups * step)[:, None], scores.double(), iou_threshold)
+
+
+# How soft NMS lowers the score of a box that overlaps a kept one by `iou`: "linear", times 1 - iou from the threshold
+# up; "gaussian", times exp(-iou^2 / sigma), always.
+Decay = Literal["linear", "gaussian"]
+
+
+def soft_nms(
+    boxes_xyxy: Float[Tensor, "boxes 4"],
+    scores: Float[Tensor, " boxes"],
+    groups: Int[Tensor, " boxes"],
+    *,
+    decay: Decay,
+    iou_threshold: float = 0.3,
+    sigma: float = 0.5,
+    min_score: float = 1e-3,
+) -> tuple[Int[Tensor, " kept"], Float[Tensor, " kept"]]:
+    """Indices and lowered scores of the boxes that keep at least `min_score`, best first (Bodla et al., 2017).
+
+    In turn the best box of each group lowers the scores of its group's others, as often as the largest group has boxes;
+    all groups at once. Equal final scores keep their order.
+    """
+    dtype = torch.promote_types(torch.promote_types(boxes_xyxy.dtype, scores.dtype), torch.float32)
+    row, column, shape = _places(groups)
+    boxes = boxes_xyxy.new_zeros((*shape, 4), dtype=dtype).index_put((row, column), boxes_xyxy.to(dtype))
+    # Empty places are under any `min_score`, and so are those whose turn has been.
+    waiting = scores.new_full(shape, -1.0, dtype=dtype).index_put((row, column), scores.to(dtype))
+    final = torch.full_like(waiting, -1.0)
+    rows = torch.arange(shape[0], device=boxes.device)
+    while bool((waiting >= min_score).any()):
+        best, place = waiting.max(dim=1)
+        final[rows, place] = torch.where(best >= min_score, best, final[rows, place])
+        waiting[rows, place] = -1.0
+        overlap = _iou_by_row(boxes[rows, place], boxes)
+        weight = (
+            torch.exp(-(overlap**2) / sigma)
+            if decay == "gaussian"
+            else torch.where(overlap >= iou_threshold, 1 - overlap, 1.0)
+        )
+        waiting = waiting * weight
+    of_box = final[row, column].to(scores.dtype)
+    kept = (final[row, column] >= min_score).nonzero().flatten()
+    kept = kept[of_box[kept].argsort(descending=True, stable=True)]
+    return kept, of_box[kept]
+
+
+def _places(groups: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """A row for each group and a column for each of its boxes, in their order; and the size of that table."""
+    found, row, counts = groups.unique(return_inverse=True, return_counts=True)
+    order = row.argsort(stable=True)
+    first = counts.cumsum(0) - counts
+    column = torch.empty_like(row)
+    column[order] = torch.arange(len(row), device=row.device) - first[row[order]]
+    return row, column, (len(found), int(counts.max()) if len(row) else 0)
+
+
+def _iou_by_row(one_xyxy: Float[Tensor, "g 4"], boxes_xyxy: Float[Tensor, "g m 4"]) -> Float[Tensor, "g m"]:
+    one = one_xyxy[:, None]
+    low, high = torch.maximum(one[..., :2], boxes_xyxy[..., :2]), torch.minimum(one[..., 2:], boxes_xyxy[..., 2:])
+    shared = (high - low).clamp(min=0).prod(dim=-1)
+    areas = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).prod(dim=-1)
+    union = (one[..., 2:] - one[..., :2]).prod(dim=-1) + areas - shared
+    return torch.where(union > 0, shared / union, 0.0)

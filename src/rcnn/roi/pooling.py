@@ -20,6 +20,10 @@ from rcnn.ops.roi_align import roi_align
 from rcnn.ops.roi_pool import roi_pool
 from rcnn.records import Levels
 
+# What `canonical_level` counts. "by_stride": level k is the map with stride 2^k, whichever maps there are;
+# "by_position": the k-th map, whatever its stride (MMDetection).
+LevelCount = Literal["by_stride", "by_position"]
+
 # (features, boxes_xyxy, batch_index, level_index, scales=, output_size=) to [R, C, S, S]
 Pool = Callable[..., Tensor]
 
@@ -28,18 +32,23 @@ Pool = Callable[..., Tensor]
 class LevelMap:
     """The FPN paper's rule: side `canonical_size_px` belongs to level `canonical_level`, twice that side to the next.
 
-    Level k has stride 2^k. `epsilon` keeps sides on a border from falling by rounding; the systems add it in different
-    places: "outside" the logarithm in torchvision, "inside" in MMDetection and detectron2.
+    Sides beyond the maps that exist belong to the first or last one. `epsilon` keeps sides on a border from falling by
+    rounding; the systems add it in different places: "outside" the logarithm in torchvision, "inside" in MMDetection
+    and detectron2. MMDetection's `finest_scale=56` is 56 px at level 0, "by_position", epsilon "inside": where the maps
+    begin with P3, regions come from one map coarser than the paper has them, and its checkpoints need that.
     """
 
     canonical_size_px: float = 224
     canonical_level: int = 4
     epsilon: float = 1e-6
     epsilon_place: Literal["outside", "inside"] = "outside"
+    count: LevelCount = "by_stride"
 
     def __call__(self, boxes_xyxy: Float[Tensor, "r 4"], strides_px: Sequence[int]) -> Int[Tensor, " r"]:
         """The index into `strides_px` for each region."""
-        lowest, highest = int(math.log2(strides_px[0])), int(math.log2(strides_px[-1]))
+        lowest, highest = 0, len(strides_px) - 1
+        if self.count == "by_stride":
+            lowest, highest = int(math.log2(strides_px[0])), int(math.log2(strides_px[-1]))
         ratio = area(boxes_xyxy).sqrt() / self.canonical_size_px
         inside = self.epsilon if self.epsilon_place == "inside" else 0.0
         outside = self.epsilon if self.epsilon_place == "outside" else 0.0
