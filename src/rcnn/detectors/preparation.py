@@ -12,6 +12,7 @@ from torch import nn
 
 from rcnn.dense.interface import AbstractDenseHead
 from rcnn.detectors.pyramid import AbstractPyramidDetector
+from rcnn.errors import Problem, SetupError
 from rcnn.necks.interface import AbstractNeck
 from rcnn.ops.preparation import prepare_for_inference
 from rcnn.roi.stage import RoIStage
@@ -26,7 +27,8 @@ def prepared_detector(detector: Detector, dtype: torch.dtype = torch.float32) ->
     box heads run in bfloat16; boxes, scores and the predictors stay in float32. It cannot be trained, moved or saved.
     """
     prepared = _copy_sharing_tensors(detector).eval()
-    assert isinstance(prepared.neck, AbstractNeck)
+    if not isinstance(prepared.neck, AbstractNeck):
+        raise SetupError(Problem(where="prepared_detector", given="a detector that is prepared already"))
     channels = prepared.neck.channels
     # Backbone and neck as one: sums and sizes that reach over the border between them can be fused.
     prepared.backbone = prepare_for_inference(nn.Sequential(prepared.backbone, prepared.neck), dtype=dtype)

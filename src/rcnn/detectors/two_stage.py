@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from rcnn.backbones.interface import AbstractBackbone
 from rcnn.detectors.pyramid import AbstractPyramidDetector
 from rcnn.necks.interface import AbstractNeck
-from rcnn.proposals import ProposalStage
+from rcnn.proposals import AbstractProposalStage
 from rcnn.records import Detections, ImageBatch, Losses, Proposals, Target
-from rcnn.roi.stage import RoIStage
+from rcnn.roi.interface import AbstractRoIStage
 from rcnn.transforms.batching import ImageNormalizer
 
 
 class TwoStageDetector(AbstractPyramidDetector):
-    """Backbone and neck give a pyramid, the first stage proposals on it, the second stage their classes and boxes."""
+    """Backbone and neck give a pyramid, the first stage proposals on it, the second stage their classes and boxes.
+
+    With `GivenProposals` as the first stage it is Fast R-CNN: the proposals come with the batch.
+    """
 
     def __init__(
         self,
@@ -25,8 +28,8 @@ class TwoStageDetector(AbstractPyramidDetector):
         normalizer: ImageNormalizer,
         backbone: AbstractBackbone,
         neck: AbstractNeck,
-        proposals: ProposalStage,
-        roi: RoIStage,
+        proposals: AbstractProposalStage,
+        roi: AbstractRoIStage,
     ) -> None:
         super().__init__(normalizer=normalizer, backbone=backbone, neck=neck)
         self.proposals = proposals
@@ -34,13 +37,13 @@ class TwoStageDetector(AbstractPyramidDetector):
 
     def loss(self, batch: ImageBatch, targets: Sequence[Target]) -> Losses:
         levels = self.features(batch)
-        losses, proposals = self.proposals.loss(levels, targets)
+        losses, proposals = self.proposals.loss(levels, targets, batch.proposals)
         return losses | self.roi.loss(levels, proposals, targets)
 
     def predict(self, batch: ImageBatch) -> list[Detections]:
         levels = self.features(batch)
-        return self.roi.predict(levels, self.proposals.propose(levels))
+        return self.roi.predict(levels, self.proposals.propose(levels, batch.proposals))
 
     def propose(self, batch: ImageBatch) -> list[Proposals]:
         """The first stage alone: proposals per picture in network-input pixels."""
-        return self.proposals.propose(self.features(batch))
+        return self.proposals.propose(self.features(batch), batch.proposals)
