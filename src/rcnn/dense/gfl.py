@@ -62,11 +62,14 @@ class GFLHead(AbstractDenseHead):
 
     `boxes[l]` of its prediction is [N, 4 * B, H_l, W_l]: for the left, top, right and bottom side logits over distances
     of 0 to `max_distance` strides from the cell's top left corner, B = `max_distance` + 1; the mean is the distance.
+    What each bin stands for is the buffer `bin_distances`, because MMDetection's checkpoints hold it too.
     A positive's class is wanted to be the IoU of its box. The losses of its box are weighted with its best class score
     and divided by the sum of these weights, the classification loss by the number of positives (a picture without any
     counts as one), averaged over the processes. Matching is that of `ATSSHead`, as are `anchor_scale` and
     `size_divisor_px`.
     """
+
+    bin_distances: Tensor
 
     def __init__(
         self,
@@ -105,6 +108,7 @@ class GFLHead(AbstractDenseHead):
         self.distribution_weight = distribution_weight
         self.size_divisor_px = size_divisor_px
         self.selector = CandidateSelector(num_classes=num_classes, box_width=4 * self.num_bins)
+        self.register_buffer("bin_distances", torch.arange(self.num_bins, dtype=torch.get_default_dtype()))
 
     def forward(self, levels: Levels) -> DensePrediction:
         outputs = [self.tower(x, level) for level, x in enumerate(levels.maps)]
@@ -151,7 +155,7 @@ class GFLHead(AbstractDenseHead):
         """The mean of each side's distribution, in strides."""
         shares = bins.reshape(-1, 4, self.num_bins).softmax(dim=-1)
         # Not a matrix product, which mixed precision would round to a whole stride.
-        return (shares * torch.arange(self.num_bins, dtype=bins.dtype, device=bins.device)).sum(dim=-1)
+        return (shares * self.bin_distances).sum(dim=-1)
 
     def decode(self, prediction: DensePrediction, *, per_level: int | None, score_threshold: float) -> list[Candidates]:
         shapes = prediction.levels.shapes
