@@ -12,6 +12,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rcnn.errors import Problem, SetupError
 from rcnn.ops.linear import linear, linear_over_maps
 from rcnn.roi.classification import Classification, SoftmaxClassification
 
@@ -108,3 +109,16 @@ class BoxPredictor(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """[R, D] to logits [R, K + 1 or K] and deltas [R, B, 4]."""
         return linear(self.classes, features), linear(self.deltas, features).reshape(-1, self.num_boxes, 4)
+
+    def check_logits(self, expected: int) -> None:
+        """Raise `SetupError` unless it has `expected` class logits: those of its stage's classification."""
+        given = self.classes.out_features
+        if given != expected:
+            raise SetupError(
+                Problem(
+                    where="detector.roi, the predictor",
+                    given=f"{given} class logits",
+                    allowed=f"{expected}, which the stage's classification asks for",
+                    remedy="build the predictor with the same classification",
+                )
+            )

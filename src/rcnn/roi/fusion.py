@@ -28,12 +28,11 @@ def fuse(
     if fusion == "none":
         return scores
     known = [given for given in proposal_scores if given is not None]
-    if len(known) < len(proposal_scores):
+    if len(known) < len(proposal_scores) or not known:
         raise SetupError(
             Problem(
                 where="detector.roi.fusion",
-                given=f"{fusion}, but {len(proposal_scores) - len(known)} of {len(proposal_scores)} pictures have "
-                "proposals without scores",
+                given=f"{fusion}, and proposals without scores",
                 allowed="none, product, sqrt; the last two need a score for each proposal",
                 remedy="detector.roi.fusion=none, or proposals with scores",
             )

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from rcnn.boxes.coding import DeltaCoder
 from rcnn.boxes.filtering import DetectionFilter
-from rcnn.boxes.geometry import clip
-from rcnn.errors import Problem, SetupError
 from rcnn.matching.iou import IoUMatcher
 from rcnn.matching.sampling import BalancedSampler, EverySampler, HardExampleSampler
 from rcnn.records import Detections, Levels, Losses, Proposals, Size, Target
 from rcnn.roi.box_head import BoxPredictor
 from rcnn.roi.box_loss import BoxLoss, box_term, smooth_l1_ninth
 from rcnn.roi.classification import Classification, SoftmaxClassification
+from rcnn.roi.decoding import deltas_of, find_detections, moved_boxes
 from rcnn.roi.fusion import ProposalFusion, fuse
 from rcnn.roi.interface import AbstractRoIStage
 from rcnn.roi.pooling import RoIPooling
@@ -63,7 +62,7 @@ class RoIStage(AbstractRoIStage):
         self.detection_filter = detection_filter or DetectionFilter()
         self.fusion: ProposalFusion = fusion
         self.join_truth = join_truth
-        _check_logits(predictor, self.classification.num_logits(num_classes))
+        predictor.check_logits(self.classification.num_logits(num_classes))
 
     def forward(self, levels: Levels, boxes_xyxy: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits [R, K + 1 or K] and deltas [R, B, 4] of the regions of all pictures, one picture after the other."""
@@ -84,39 +83,29 @@ class RoIStage(AbstractRoIStage):
         logits, deltas = logits.to(references.dtype), deltas.to(references.dtype)
         count = max(len(labels), 1)
         foreground = (labels < self.num_classes).nonzero().flatten()
-        mine = deltas[foreground, _column(labels[foreground], deltas)]
+        mine = deltas_of(deltas, foreground, labels[foreground])
         box = box_term(self.box_loss, self.coder, mine, references[foreground], truth[foreground])
         return {"classification": self.classification.loss(logits, labels) / count, "box": box / count}
 
+    @torch.no_grad()
     def draw(self, levels: Levels, proposals: Sequence[Proposals], targets: Sequence[Target]) -> list[SampledRegions]:
         """The regions of each picture that the losses are taken over."""
-        if not isinstance(self.sampler, HardExampleSampler):
+        sampler = self.sampler
+        if not isinstance(sampler, HardExampleSampler):
             return [self.sample(found, target) for found, target in zip(proposals, targets, strict=True)]
-        return self._draw_hardest(self.sampler, levels, proposals, targets)
+        # OHEM: all regions go through the network, and the draw is by their class loss.
+        labelled = [self._label(found, target) for found, target in zip(proposals, targets, strict=True)]
+        boxes = [some.regions.boxes_xyxy for some in labelled]
+        logits = self(levels, boxes)[0].to(boxes[0].dtype)
+        losses = self.classification.region_losses(logits, torch.cat([some.regions.labels for some in labelled]))
+        parts = zip(labelled, losses.split([len(some) for some in boxes]), strict=True)
+        return [some.drawn(sampler(some.matches, of_image)) for some, of_image in parts]
 
     def sample(self, proposals: Proposals, target: Target) -> SampledRegions:
         """The regions of one picture, by a sampler that looks at the matches alone."""
         assert not isinstance(self.sampler, HardExampleSampler), "its losses need the levels: draw"
         labelled = self._label(proposals, target)
         return labelled.drawn(self.sampler(labelled.matches))
-
-    @torch.no_grad()
-    def _draw_hardest(
-        self,
-        sampler: HardExampleSampler,
-        levels: Levels,
-        proposals: Sequence[Proposals],
-        targets: Sequence[Target],
-    ) -> list[SampledRegions]:
-        """OHEM: all regions go through the network without a graph, and the draw is by their class loss."""
-        labelled = [self._label(found, target) for found, target in zip(proposals, targets, strict=True)]
-        boxes = [some.regions.boxes_xyxy for some in labelled]
-        logits, _ = self(levels, boxes)
-        labels = torch.cat([some.regions.labels for some in labelled])
-        losses = self.classification.region_losses(logits.to(boxes[0].dtype), labels).split(
-            [len(some) for some in boxes]
-        )
-        return [some.drawn(sampler(some.matches, hard)) for some, hard in zip(labelled, losses, strict=True)]
 
     def _label(self, proposals: Proposals, target: Target) -> LabelledRegions:
         return label_regions(
@@ -151,18 +140,9 @@ class RoIStage(AbstractRoIStage):
     ) -> list[Detections]:
         """Detections per picture from final scores [R, K]."""
         counts = [len(of_image) for of_image in boxes]
-        deltas = deltas.to(boxes[0].dtype)
-        parts = zip(deltas.split(counts), boxes, scores.split(counts), image_sizes, strict=True)
-        return [self._detect(of_image, references, some, size) for of_image, references, some, size in parts]
+        parts = zip(scores.split(counts), deltas.to(boxes[0].dtype).split(counts), boxes, image_sizes, strict=True)
+        return [find_detections(*part, coder=self.coder, detection_filter=self.detection_filter) for part in parts]
 
-    def _detect(self, deltas: Tensor, references_xyxy: Tensor, scores: Tensor, size: Size) -> Detections:
-        index = (scores > self.detection_filter.score_threshold).flatten().nonzero().flatten()
-        region, label = index // self.num_classes, index % self.num_classes
-        mine = deltas[region, _column(label, deltas)]
-        boxes = clip(self.coder.decode(mine, references_xyxy[region]), size)
-        return self.detection_filter(boxes, scores.flatten()[index], label)
-
-    @torch.no_grad()
     def refine(
         self,
         logits: Tensor,
@@ -177,25 +157,4 @@ class RoIStage(AbstractRoIStage):
         """
         best = self.classification.scores(logits).argmax(dim=1)
         labels = best if labels is None else torch.where(labels < self.num_classes, labels, best)
-        mine = deltas[torch.arange(len(deltas), device=deltas.device), _column(labels, deltas)]
-        moved = self.coder.decode(mine.to(boxes[0].dtype), torch.cat(list(boxes)))
-        parts = moved.split([len(of_image) for of_image in boxes])
-        return [clip(some, size) for some, size in zip(parts, image_sizes, strict=True)]
-
-
-def _column(labels: Tensor, deltas: Tensor) -> Tensor:
-    """Which of the B boxes is that of each label: its own, or the only one."""
-    return labels if deltas.shape[1] > 1 else torch.zeros_like(labels)
-
-
-def _check_logits(predictor: BoxPredictor, expected: int) -> None:
-    given = predictor.classes.out_features
-    if given != expected:
-        raise SetupError(
-            Problem(
-                where="detector.roi, the predictor",
-                given=f"{given} class logits",
-                allowed=f"{expected}, which its classification asks for",
-                remedy="build the predictor with the same classification",
-            )
-        )
+        return moved_boxes(deltas, labels, boxes, image_sizes, coder=self.coder)
