@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from fake_training import FakeDetector, FakeLoader
 
 from rcnn.engine.accelerator import build_accelerator
-from rcnn.engine.evaluate import evaluation_mode, merge, predict_all, to_original
+from rcnn.engine.evaluate import evaluation_mode, merge, predict_all, propose_all, to_original
 from rcnn.errors import DataError
 from rcnn.evaluation.table import DetectionTable
-from rcnn.records import Detections, ImageBatch, Size
+from rcnn.records import Detections, ImageBatch, Proposals, Size
 
 
 def test_to_original_scales_each_axis_and_clips() -> None:
@@ -105,3 +107,60 @@ def test_merge_takes_a_picture_from_the_first_that_has_it() -> None:
     assert merged.image_ids.tolist() == [1, 2, 3, 3]
     assert merged.scores.tolist() == [0.4, 0.8, 0.9, 0.5]
     assert merged.boxes_xyxy[:, 0].tolist() == [0.4, 0.8, 0.9, 0.5]
+
+
+class Proposer:
+    """The boxes that the fake detector predicts, as proposals."""
+
+    def __init__(self, detector: FakeDetector) -> None:
+        self.detector = detector
+
+    def __call__(self, images: ImageBatch) -> list[Proposals]:
+        assert not self.detector.training
+        assert not torch.is_grad_enabled()
+        found = self.detector.predict(images)
+        return [Proposals(boxes_xyxy=one.boxes_xyxy, scores=one.scores) for one in found]
+
+
+@pytest.mark.parametrize("round", [1, 3, 64])
+def test_proposals_are_the_predicted_boxes_in_the_order_of_the_loader(round: int) -> None:
+    torch.manual_seed(1)
+    detector, accelerator = FakeDetector(dropout=0.5).train(), build_accelerator(device="cpu")
+    table = predict_all(detector, FakeLoader(5, batch_size=2, shuffle=False), accelerator=accelerator)
+    received: list[tuple[int, Proposals]] = []
+    counts: list[int] = []
+    propose_all(
+        detector,
+        FakeLoader(5, batch_size=2, shuffle=False),
+        propose=Proposer(detector),
+        receive=lambda image_id, found: received.append((image_id, found)),
+        accelerator=accelerator,
+        on_batch=counts.append,
+        pictures_per_round=round,
+    )
+    assert [image_id for image_id, _ in received] == [100, 101, 102, 103, 104]
+    assert counts == [2, 2, 1]
+    boxes = torch.cat([found.boxes_xyxy for _, found in received])
+    np.testing.assert_allclose(boxes.double().numpy(), table.boxes_xyxy)
+    assert detector.training
+    assert torch.is_grad_enabled()
+
+
+def test_several_processes_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three shares of seven pictures, as a gathering gives them: 0 3 6, 1 4, 2 5; then nothing from anybody."""
+    from rcnn.engine import evaluate
+
+    nothing = Proposals(boxes_xyxy=torch.zeros(0, 4), scores=None)
+    rounds = [[[(0, nothing), (3, nothing)], [(1, nothing), (4, nothing)], [(2, nothing), (5, nothing)]]]
+    rounds += [[[(6, nothing)], [], []], [[], [], []]]
+    monkeypatch.setattr(evaluate, "gather_objects", lambda accelerator, own: rounds.pop(0))
+    received: list[int] = []
+    propose_all(
+        FakeDetector(),
+        FakeLoader(0),
+        propose=lambda images: [],
+        receive=lambda image_id, found: received.append(image_id),
+        accelerator=SimpleNamespace(num_processes=3),  # type: ignore[arg-type]
+    )
+    assert received == [0, 1, 2, 3, 4, 5, 6]
+    assert rounds == []

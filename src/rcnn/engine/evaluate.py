@@ -1,4 +1,4 @@
-"""A detector over a whole data set: detections of every picture, once each, in its original pixels.
+"""A detector over a whole data set: detections or proposals of every picture, once each, in its original pixels.
 
 The same table comes out whatever the number of processes and the size of the batches they share.
 """
@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rcnn.detectors.interface import AbstractDetector
+from rcnn.engine.processes import gather_objects
 from rcnn.errors import DataError, Problem
 from rcnn.evaluation.table import DetectionTable
-from rcnn.records import Detections, ImageBatch, Size, Target
+from rcnn.records import Detections, ImageBatch, Proposals, Size, Target
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+T = TypeVar("T")
 
 
 def predict_all(
@@ -38,34 +42,87 @@ def predict_all(
     found: dict[int, Detections] = {}
     # Not inference_mode: what a detector caches in it (anchors) could not be used by the next training step.
     with evaluation_mode(detector), torch.no_grad():
-        for images, _ in loader:
-            found.update(_predict_batch(detector, images, accelerator))
-            if on_batch:
-                on_batch(len(images))
-    return merge(_gather(DetectionTable.from_detections(found.items()), accelerator))
+        for images, predictions in _results(detector.predict, loader, accelerator, on_batch):
+            for index, detections in enumerate(predictions):
+                original = to_original(detections, size=images.sizes[index], original_size=images.original_sizes[index])
+                found[images.image_ids[index]] = original.to("cpu")
+    return merge(gather_objects(accelerator, DetectionTable.from_detections(found.items())))
 
 
-def _predict_batch(
-    detector: AbstractDetector, images: ImageBatch, accelerator: Accelerator
-) -> Iterator[tuple[int, Detections]]:
-    if len(images.image_ids) != len(images):
-        given = f"{len(images.image_ids)} image ids for {len(images)} pictures"
-        raise DataError(Problem(where="evaluation loader", given=given, allowed="one unique id per picture"))
-    with accelerator.autocast():
-        predictions = detector.predict(images.to(accelerator.device, non_blocking=True))
-    for index, detections in enumerate(predictions):
-        original = to_original(detections, size=images.sizes[index], original_size=images.original_sizes[index])
-        yield images.image_ids[index], original.to("cpu")
+def propose_all(
+    detector: nn.Module,
+    loader: Iterable[tuple[ImageBatch, Sequence[Target]]],
+    *,
+    propose: Callable[[ImageBatch], list[Proposals]],
+    receive: Callable[[int, Proposals], None],
+    accelerator: Accelerator,
+    on_batch: Callable[[int], None] | None = None,
+    pictures_per_round: int = 64,
+) -> None:
+    """Proposals of all pictures, each given to `receive` with its image id, in original pixels and on the CPU.
+
+    Processes exchange what they found after every `pictures_per_round` pictures, so that memory does not grow with the
+    data set. `receive` is called on every process for every picture, in the order of the table where `loader` gives
+    the shares of an `EachOnceBatchSampler`. `propose` is the detector's, or one made from its parts.
+    """
+    own: list[tuple[int, Proposals]] = []
+    with evaluation_mode(detector), torch.no_grad():
+        for images, proposals in _results(propose, loader, accelerator, on_batch):
+            for index, found in enumerate(proposals):
+                moved = boxes_to_original(
+                    found.boxes_xyxy, size=images.sizes[index], original_size=images.original_sizes[index]
+                )
+                own.append((images.image_ids[index], replace(found, boxes_xyxy=moved).to("cpu")))
+            if len(own) >= pictures_per_round:
+                _exchange(own, receive, accelerator)
+                own = []
+    # Shares differ by a picture: whoever is ready goes on exchanging until nobody has anything left.
+    while _exchange(own, receive, accelerator) and accelerator.num_processes > 1:
+        own = []
+
+
+def _exchange(
+    own: list[tuple[int, Proposals]], receive: Callable[[int, Proposals], None], accelerator: Accelerator
+) -> bool:
+    """Whether any process had a picture. A share has every so many pictures of the table, so the shares take turns."""
+    shares = gather_objects(accelerator, own)
+    for place in range(max(map(len, shares))):
+        for share in shares:
+            if place < len(share):
+                receive(*share[place])
+    return any(shares)
+
+
+def _results(
+    verb: Callable[[ImageBatch], list[T]],
+    loader: Iterable[tuple[ImageBatch, Sequence[Target]]],
+    accelerator: Accelerator,
+    on_batch: Callable[[int], None] | None,
+) -> Iterator[tuple[ImageBatch, list[T]]]:
+    """Each batch with what the verb of a detector makes of it."""
+    for images, _ in loader:
+        if len(images.image_ids) != len(images):
+            given = f"{len(images.image_ids)} image ids for {len(images)} pictures"
+            raise DataError(Problem(where="evaluation loader", given=given, allowed="one unique id per picture"))
+        with accelerator.autocast():
+            results = verb(images.to(accelerator.device, non_blocking=True))
+        yield images, results
+        if on_batch:
+            on_batch(len(images))
 
 
 def to_original(detections: Detections, *, size: Size, original_size: Size) -> Detections:
     """Moves boxes from the resized picture (`size`) to the original one, each axis by its own ratio, and clips them."""
-    x_ratio, y_ratio = original_size.width / size.width, original_size.height / size.height
-    boxes = detections.boxes_xyxy
-    scaled = boxes * boxes.new_tensor([x_ratio, y_ratio, x_ratio, y_ratio])
-    limits = boxes.new_tensor([original_size.width, original_size.height] * 2)
-    inside = scaled.clamp(min=0).minimum(limits)
+    inside = boxes_to_original(detections.boxes_xyxy, size=size, original_size=original_size)
     return Detections(boxes_xyxy=inside, scores=detections.scores, labels=detections.labels)
+
+
+def boxes_to_original(boxes_xyxy: Tensor, *, size: Size, original_size: Size) -> Tensor:
+    """`to_original` for boxes alone."""
+    x_ratio, y_ratio = original_size.width / size.width, original_size.height / size.height
+    scaled = boxes_xyxy * boxes_xyxy.new_tensor([x_ratio, y_ratio, x_ratio, y_ratio])
+    limits = boxes_xyxy.new_tensor([original_size.width, original_size.height] * 2)
+    return scaled.clamp(min=0).minimum(limits)
 
 
 @contextmanager
@@ -78,15 +135,6 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-def _gather(table: DetectionTable, accelerator: Accelerator) -> list[DetectionTable]:
-    """What the processes found, by rank."""
-    if accelerator.num_processes == 1:
-        return [table]
-    tables = [table] * accelerator.num_processes
-    torch.distributed.all_gather_object(tables, table)
-    return tables
 
 
 def merge(tables: Sequence[DetectionTable]) -> DetectionTable:
