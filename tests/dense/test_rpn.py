@@ -152,6 +152,17 @@ def test_a_box_claims_an_anchor_that_may_be_used() -> None:
     assert head(border_px=0.0).match(anchors, truth, SIZE).positive.nonzero().flatten().tolist() == [9]
 
 
+def test_cells_beyond_the_picture() -> None:
+    """In a batch of 32 x 48 a picture of 20 x 10, rounded up to 16: 32 x 16. It has the first column of the first level
+    (cells 0 and 3, anchors 0, 1, 6 and 7) and the first cell of the second (12 and 13)."""
+    one = head(size_divisor_px=16)
+    anchors = torch.cat(one.make_anchors(prediction(*silent())))
+    found = one.match(anchors, target(), Size(height=20, width=10), SHAPES)
+    assert found.negative.nonzero().flatten().tolist() == [0, 1, 6, 7, 12, 13]
+    both = head(size_divisor_px=16, border_px=0.0)
+    assert not both.match(anchors, target(), Size(height=20, width=10), SHAPES).negative.any()
+
+
 # --------------------------------------------------------------------------------------------------------------- losses
 
 
@@ -188,6 +199,14 @@ def test_losses_are_shared_by_the_batch() -> None:
     both = one.loss(one(levels(2)), truths)
     assert set(both) == {"classification", "box"}
     assert all(value.ndim == 0 and value.isfinite() for value in both.values())
+
+
+@pytest.mark.parametrize(("count", "divisor"), [("sampled", 32), ("at_least_one_positive", 34), (10, 20)])
+def test_what_the_losses_are_divided_by(count: str | int, divisor: int) -> None:
+    """Two pictures without boxes, all of whose 16 anchors are sampled: ln 2 for each."""
+    one = head(sampler=EverySampler(), loss_count=count)
+    found = one.loss(prediction(*silent(num_images=2)), [target(), target()])
+    assert found["classification"].item() == pytest.approx(32 * math.log(2) / divisor)
 
 
 @pytest.mark.parametrize("truth", [target(), target((3.0, 3.0, 3.0, 9.0))])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +16,23 @@ from torch import Tensor, nn
 
 from rcnn.boxes.coding import DeltaCoder
 from rcnn.boxes.geometry import is_inside
+from rcnn.dense.assignment import cells_of_picture, scatter_matches
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, per_prior
 from rcnn.matching.iou import IoUMatcher, Matches
 from rcnn.matching.sampling import BalancedSampler, EverySampler, Sample
 from rcnn.ops.sparse_gradient import conv_for_sampled_loss
 from rcnn.priors import AnchorGenerator
-from rcnn.records import Levels, Losses, Size, Target
+from rcnn.records import Levels, LevelShape, Losses, Size, Target
 
 BoxLoss = Callable[[Tensor, Tensor], Tensor]
 # torchvision's and simple-faster-rcnn's (sigma 3) bend of smooth L1, summed.
 smooth_l1_ninth: BoxLoss = partial(F.smooth_l1_loss, beta=1 / 9, reduction="sum")
+
+
+# By how many anchors of a picture the losses are divided: those that were sampled; the same, but that a picture without
+# a positive counts as if it had one (MMDetection); or a number whatever was sampled (detectron2: 256).
+LossCount = Literal["sampled", "at_least_one_positive"] | int
 
 
 class RPNTower(nn.Module):
@@ -53,8 +60,11 @@ class RPNTower(nn.Module):
 class RPNHead(AbstractDenseHead):
     """Sigmoid scores and deltas for each anchor; binary cross-entropy over a balanced sample, smooth L1 on positives.
 
-    Both losses are divided by the number of sampled anchors of the batch. `border_px` leaves out anchors that reach
-    further over the edge of the picture (0: only those inside, as in the paper); None keeps all.
+    Both losses are divided by the number of sampled anchors of the batch (`loss_count` knows others). `border_px`
+    leaves out anchors that reach further over the edge of the picture (0: only those inside, as in the paper); None
+    keeps all. `size_divisor_px` leaves out the anchors of cells beyond a picture's own size rounded up to it, which see
+    nothing but the padding that a larger picture of the batch brought (MMDetection: 32); None keeps them as negatives
+    (torchvision, detectron2).
     """
 
     def __init__(
@@ -70,6 +80,8 @@ class RPNHead(AbstractDenseHead):
         sampler: BalancedSampler | EverySampler | None = None,
         box_loss: BoxLoss = smooth_l1_ninth,
         border_px: float | None = None,
+        size_divisor_px: int | None = None,
+        loss_count: LossCount = "sampled",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -87,6 +99,8 @@ class RPNHead(AbstractDenseHead):
         self.sampler = sampler or BalancedSampler(total=256, positive_fraction=0.5)
         self.box_loss = box_loss
         self.border_px = border_px
+        self.size_divisor_px = size_divisor_px
+        self.loss_count: LossCount = loss_count
 
     def forward(self, levels: Levels) -> DensePrediction:
         outputs = [self.tower(x) for x in levels.maps]
@@ -106,19 +120,25 @@ class RPNHead(AbstractDenseHead):
             device=like.device,
         )
 
-    def match(self, anchors_xyxy: Tensor, target: Target, size: Size) -> Matches:
-        """Matches of all anchors of a picture."""
-        if self.border_px is None:
+    def match(
+        self, anchors_xyxy: Tensor, target: Target, size: Size, shapes: Sequence[LevelShape] | None = None
+    ) -> Matches:
+        """Matches of all anchors of a picture. `shapes` are asked for by `size_divisor_px` alone."""
+        taking_part = self._taking_part(anchors_xyxy, size, shapes)
+        if taking_part is None:
             return self.matcher(anchors_xyxy, target)
-        # Matched among those inside alone: a box's best anchor must be one that may be used.
-        inside = is_inside(anchors_xyxy, size, self.border_px).nonzero().flatten()
-        among = self.matcher(anchors_xyxy[inside], target)
-        neither = torch.zeros(len(anchors_xyxy), dtype=torch.bool, device=anchors_xyxy.device)
-        return Matches(
-            gt_index=neither.long().index_put((inside,), among.gt_index),
-            positive=neither.index_put((inside,), among.positive),
-            negative=neither.index_put((inside,), among.negative),
-        )
+        # Matched among them alone: a box's best anchor must be one that may be used.
+        return scatter_matches(self.matcher(anchors_xyxy[taking_part], target), taking_part)
+
+    def _taking_part(self, anchors_xyxy: Tensor, size: Size, shapes: Sequence[LevelShape] | None) -> Tensor | None:
+        """Which anchors may be used; None for all."""
+        inside = None if self.border_px is None else is_inside(anchors_xyxy, size, self.border_px)
+        if self.size_divisor_px is None:
+            return inside
+        assert shapes is not None
+        cells = cells_of_picture(shapes, size, divisor_px=self.size_divisor_px, device=anchors_xyxy.device)
+        own = torch.cat(cells).repeat_interleave(self.anchors.num_per_cell)
+        return own if inside is None else own & inside
 
     def loss(self, prediction: DensePrediction, targets: Sequence[Target]) -> Losses:
         anchors = torch.cat(self.make_anchors(prediction))
@@ -126,7 +146,8 @@ class RPNHead(AbstractDenseHead):
         deltas = per_prior(prediction.boxes, 4)
         class_loss, box_loss, count = anchors.new_zeros(()), anchors.new_zeros(()), 0
         for image, target in enumerate(targets):
-            matches = self.match(anchors, target, prediction.levels.image_sizes[image])
+            size, shapes = prediction.levels.image_sizes[image], prediction.levels.shapes
+            matches = self.match(anchors, target, size, shapes)
             sample = self.sampler(matches)
             chosen = torch.cat((sample.positive, sample.negative))
             class_loss = class_loss + F.binary_cross_entropy_with_logits(
@@ -138,8 +159,14 @@ class RPNHead(AbstractDenseHead):
             truth = target.boxes_xyxy[matches.gt_index[sample.positive]]
             wanted = self.coder.encode(truth, anchors[sample.positive])
             box_loss = box_loss + self.box_loss(deltas[image, sample.positive].to(anchors.dtype), wanted)
-            count += len(chosen)
+            count += self._count(sample)
         return {"classification": class_loss / max(count, 1), "box": box_loss / max(count, 1)}
+
+    def _count(self, sample: Sample) -> int:
+        if isinstance(self.loss_count, int):
+            return self.loss_count
+        positive = len(sample.positive)
+        return len(sample.negative) + (positive if self.loss_count == "sampled" else max(positive, 1))
 
     def _class_targets(self, sample: Sample, matches: Matches, target: Target, dtype: torch.dtype) -> Tensor:
         num_sampled = len(sample.positive) + len(sample.negative)
