@@ -18,7 +18,7 @@ from torch import Tensor
 from rcnn.data.folder import describe
 from rcnn.data.image import read_image, upright_rgb
 from rcnn.detectors.preparation import prepared_detector
-from rcnn.detectors.two_stage import TwoStageDetector
+from rcnn.detectors.pyramid import AbstractPyramidDetector
 from rcnn.engine.accelerator import Device, build_accelerator
 from rcnn.engine.evaluate import predict_all, to_original
 from rcnn.engine.progress import AbstractProgress, PredictionCounter, SilentProgress
@@ -44,7 +44,7 @@ _DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 class Predictor:
     """A detector ready for use: its recipe and classes came with its weights."""
 
-    detector: TwoStageDetector
+    detector: AbstractPyramidDetector
     recipe: Recipe
     classes: ClassTable
     device: torch.device

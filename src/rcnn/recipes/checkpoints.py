@@ -10,7 +10,7 @@ from torch import Tensor
 
 import rcnn
 from rcnn.config.text import from_yaml
-from rcnn.detectors.two_stage import TwoStageDetector
+from rcnn.detectors.pyramid import AbstractPyramidDetector
 from rcnn.engine.checkpoint import CheckpointMeta, load_into, read_weights
 from rcnn.errors import CheckpointError, Problem, RcnnError
 from rcnn.recipes.models import build_detector
@@ -25,7 +25,7 @@ PREDICTOR = "roi.predictor."
 class LoadedDetector:
     """What a checkpoint holds, built."""
 
-    detector: TwoStageDetector
+    detector: AbstractPyramidDetector
     recipe: Recipe
     classes: ClassTable
 
@@ -61,7 +61,7 @@ def _unusable(path: Path, given: str, meta: CheckpointMeta, error: RcnnError) ->
     return CheckpointError((Problem(where=str(path), given=given, remedy=remedy), *error.problems))
 
 
-def start_from(detector: TwoStageDetector, path: Path, classes: ClassTable) -> str:
+def start_from(detector: AbstractPyramidDetector, path: Path, classes: ClassTable) -> str:
     """Weights of a checkpoint of the same structure; those of its predictor too where the classes are the same.
 
     Gives a line for people about what was taken. Raises `CheckpointError`.

@@ -162,9 +162,10 @@ def _without_empty(table: AnnotationTable, notes: list[str]) -> AnnotationTable:
     return table.select(np.flatnonzero(usable))
 
 
-def read_evaluation(path: str, *, split: str | None, classes: ClassTable, recipe: Recipe) -> EvaluationData:
+def read_evaluation(path: str, *, split: str | None, classes: ClassTable | None, recipe: Recipe) -> EvaluationData:
     """The split that `rcnn eval` judges by: the one named, else the recipe's, else "val", "test" or the only one.
 
+    `classes`: those that labels are of; None: the data's own.
     Where the training held pictures of its only split out, these are taken: the others were trained on.
     """
     data = recipe.data

@@ -11,9 +11,12 @@ from rcnn.recipes.parts import (
     BoxLossSpec,
     DeltaCoderSpec,
     MatcherSpec,
+    NotNegative,
     NotNegativeFloat,
     Positive,
+    PositiveFloat,
     SamplerSpec,
+    Share,
     SmoothL1Spec,
 )
 
@@ -32,4 +35,117 @@ class RPNSpec(Spec):
     """Anchors that reach further over the edge are not trained; null: all are."""
 
 
-DenseHeadSpec = RPNSpec
+HeadNorm = Literal["group", "batch", "sync", "none"]
+
+
+class ATSSMatcherSpec(Spec):
+    candidates_per_level: Positive = 9
+    ignore_share: Share | None = None
+    """Anchors that lie in an ignore region by this share are left out; null: those whose centre lies in one."""
+
+
+class ATSSSpec(Spec):
+    """One square anchor per cell; positives by a threshold that each box sets itself."""
+
+    type: Literal["atss"] = "atss"
+    num_convs: NotNegative = 4
+    channels: Positive = 256
+    norm: HeadNorm = "group"
+    anchor_scale: PositiveFloat = 8.0
+    """Side of an anchor, in strides."""
+    matcher: ATSSMatcherSpec = ATSSMatcherSpec()
+    coder: DeltaCoderSpec = DeltaCoderSpec(weights=(10.0, 10.0, 5.0, 5.0), symmetric_clamp=True)
+    box_weight: NotNegativeFloat = 2.0
+
+
+class GFLSpec(Spec):
+    """Quality and distribution focal losses: the class score is the expected IoU, each side a distribution."""
+
+    type: Literal["gfl"] = "gfl"
+    num_convs: NotNegative = 4
+    channels: Positive = 256
+    norm: HeadNorm = "group"
+    max_distance: Positive = 16
+    """The largest distance of a side, in strides."""
+    anchor_scale: PositiveFloat = 8.0
+    matcher: ATSSMatcherSpec = ATSSMatcherSpec()
+    box_weight: NotNegativeFloat = 2.0
+    distribution_weight: NotNegativeFloat = 0.25
+
+
+class TaskAlignedMatcherSpec(Spec):
+    candidates: Positive = 13
+    score_power: PositiveFloat = 1.0
+    iou_power: PositiveFloat = 6.0
+
+
+class TOODSpec(Spec):
+    """Task-aligned one-stage detection: classes and boxes from shared maps, aligned with each other."""
+
+    type: Literal["tood"] = "tood"
+    num_convs: Positive = 6
+    channels: Positive = 256
+    norm: HeadNorm = "group"
+    anchor_scale: PositiveFloat = 8.0
+    matcher: TaskAlignedMatcherSpec = TaskAlignedMatcherSpec()
+    initial_matcher: ATSSMatcherSpec = ATSSMatcherSpec()
+    initial_batches: NotNegative = 0
+    """The first batches are matched as in ATSS (the paper: those of 4 epochs)."""
+    box_weight: NotNegativeFloat = 2.0
+
+
+class HeatMapMatcherSpec(Spec):
+    low_strides: NotNegativeFloat = 4.0
+    """A level learns boxes with half a diagonal from here to `high_strides`, in its strides."""
+    high_strides: PositiveFloat = 10.0
+    min_overlap: Share = 0.8
+    min_radius_px: NotNegativeFloat = 4.0
+
+
+class CenterNetSpec(Spec):
+    """CenterNet2's head: a heat map and distances; class-agnostic in its published role as a first stage."""
+
+    type: Literal["centernet"] = "centernet"
+    num_convs: NotNegative = 4
+    channels: Positive | None = None
+    """Width of its convolutions; null: that of the pyramid."""
+    norm: HeadNorm = "group"
+    heat_tower: Literal["shared", "own"] | None = None
+    """null: shared with the boxes for one class, its own for several."""
+    score: Literal["heat", "root"] | None = None
+    """null: the root of the heat for one class, the heat for several."""
+    matcher: HeatMapMatcherSpec = HeatMapMatcherSpec()
+    alpha: Share = 0.25
+    beta: NotNegativeFloat = 4.0
+    gamma: NotNegativeFloat = 2.0
+    ignore_above: Share | None = 0.85
+    """Cells that score more without a box are not trained; null: they are."""
+    peak_weight: NotNegativeFloat = 0.5
+    off_peak_weight: NotNegativeFloat = 0.5
+    box_weight: NotNegativeFloat = 1.0
+    box_weights: Literal["equal", "heat"] = "equal"
+
+
+class SimOTAMatcherSpec(Spec):
+    centre_radius: PositiveFloat = 2.5
+    """In strides."""
+    num_candidates: Positive = 10
+    iou_weight: NotNegativeFloat = 3.0
+    class_weight: NotNegativeFloat = 1.0
+
+
+class YOLOXSpec(Spec):
+    """YOLOX's decoupled head, its own on each level, matched by SimOTA."""
+
+    type: Literal["yolox"] = "yolox"
+    num_convs: NotNegative = 2
+    channels: Positive | None = None
+    """Width of its convolutions; null: that of the pyramid."""
+    norm: Literal["group", "batch", "sync"] = "batch"
+    matcher: SimOTAMatcherSpec = SimOTAMatcherSpec()
+    box_weight: NotNegativeFloat = 5.0
+    l1_weight: NotNegativeFloat = 0.0
+    """Of the raw boxes' L1 loss, which YOLOX adds (1.0) in its last 15 epochs."""
+
+
+DenseHeadSpec = RPNSpec | ATSSSpec | GFLSpec | TOODSpec | CenterNetSpec | YOLOXSpec

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcnn.backbones.interface import AbstractBackbone
@@ -23,46 +21,45 @@ from rcnn.backbones.pretrained import (
 from rcnn.backbones.resnet import ResNetBackbone
 from rcnn.backbones.timm import TimmBackbone, imagenet_tensors
 from rcnn.backbones.vgg import VGG16Backbone
-from rcnn.boxes.coding import DeltaCoder
 from rcnn.boxes.filtering import DetectionFilter
-from rcnn.dense.interface import AbstractDenseHead
-from rcnn.dense.rpn import RPNHead
+from rcnn.detectors.first_stage import ProposalDetector
+from rcnn.detectors.one_stage import OneStageDetector
+from rcnn.detectors.pyramid import AbstractPyramidDetector
 from rcnn.detectors.two_stage import TwoStageDetector
 from rcnn.errors import Problem, SetupError
-from rcnn.matching.iou import IoUMatcher
-from rcnn.matching.sampling import BalancedSampler, EverySampler
+from rcnn.matching.sampling import BalancedSampler, EverySampler, HardExampleSampler
 from rcnn.necks.fpn import FPN
 from rcnn.necks.interface import AbstractNeck
 from rcnn.necks.none import SingleMap
-from rcnn.priors import AnchorGenerator
-from rcnn.proposals import ProposalFilter, ProposalStage
-from rcnn.recipes.heads import (
-    RPNSpec,
-)
-from rcnn.recipes.parts import (
-    AnchorSpec,
-    BalancedSamplerSpec,
-    BoxLossSpec,
-    DeltaCoderSpec,
-    L1Spec,
-    MatcherSpec,
-    SamplerSpec,
-)
+from rcnn.ops.losses import sigmoid_focal_loss
+from rcnn.proposals import AbstractProposalStage, GivenProposals, ProposalFilter, ProposalStage
+from rcnn.recipes.head_models import build_box_loss, build_coder, build_head, build_matcher, build_sampler
+from rcnn.recipes.parts import BoxLossSpec, DeltaCoderSpec, MatcherSpec, SamplerSpec
 from rcnn.recipes.recipe import (
     BackboneSpec,
     BoxHeadSpec,
+    CascadeSpec,
     ConvFCSpec,
+    DecodedBoxLossSpec,
+    DetectorSpec,
     EfficientNetLite0Spec,
+    FirstStageSpec,
     FPNSpec,
+    GivenProposalsSpec,
+    HardExampleSamplerSpec,
     ImageSpec,
     MobileNetSpec,
     NeckSpec,
+    OneStageSpec,
     PoolingSpec,
     ProposalCountSpec,
     ProposalsSpec,
+    RegionSpec,
     ResNetSpec,
     RoIAlignSpec,
     RoISpec,
+    SigmoidSpec,
+    SoftmaxSpec,
     TimmSpec,
     TwoFCSpec,
     TwoStageSpec,
@@ -70,6 +67,10 @@ from rcnn.recipes.recipe import (
     VGGHeadSpec,
 )
 from rcnn.roi.box_head import BoxPredictor, ConvFCHead, TwoFCHead
+from rcnn.roi.box_loss import BoxLoss, DecodedBoxLoss
+from rcnn.roi.cascade import CascadeStage
+from rcnn.roi.classification import Classification, SigmoidClassification, SoftmaxClassification
+from rcnn.roi.interface import AbstractRoIStage
 from rcnn.roi.pooling import LevelMap, RoIPooling, align, quantised
 from rcnn.roi.stage import RoIStage
 from rcnn.transforms.batching import ImageNormalizer
@@ -77,7 +78,7 @@ from rcnn.transforms.batching import ImageNormalizer
 VGG_FEATURES = 4096
 
 
-def build_detector(spec: TwoStageSpec, *, num_classes: int, pretrained: bool = True) -> TwoStageDetector:
+def build_detector(spec: DetectorSpec, *, num_classes: int, pretrained: bool = True) -> AbstractPyramidDetector:
     """A detector of `num_classes` classes (background not counted).
 
     `pretrained=False` leaves the recipe's ImageNet weights out: for weights that come from a checkpoint.
@@ -85,21 +86,48 @@ def build_detector(spec: TwoStageSpec, *, num_classes: int, pretrained: bool = T
     """
     backbone = build_backbone(spec.backbone)
     neck = build_neck(spec.neck, backbone)
-    roi = build_roi(spec.roi, neck, num_classes)
-    detector = TwoStageDetector(
-        normalizer=build_normalizer(spec.image),
-        backbone=backbone,
-        neck=neck,
-        proposals=build_proposals(spec.proposals, neck),
-        roi=roi,
-    )
+    detector = _build_on(spec, backbone, neck, num_classes)
     if pretrained:
         classifier = load_imagenet(backbone, spec.backbone)
-        if isinstance(spec.backbone, VGG16Spec) and isinstance(spec.roi.box_head, VGGHeadSpec):
-            _start_vgg_head(roi.box_head, classifier)
+        if isinstance(detector, TwoStageDetector) and isinstance(spec, TwoStageSpec):
+            _start_second_stage(detector, spec, classifier)
     # Last, because the file of ImageNet weights is checked against the whole backbone.
     backbone.keep_maps(neck.num_maps_used)
     return detector
+
+
+def _build_on(
+    spec: DetectorSpec, backbone: AbstractBackbone, neck: AbstractNeck, num_classes: int
+) -> AbstractPyramidDetector:
+    normalizer = build_normalizer(spec.image)
+    match spec:
+        case TwoStageSpec():
+            return TwoStageDetector(
+                normalizer=normalizer,
+                backbone=backbone,
+                neck=neck,
+                proposals=build_first_stage(spec.proposals, neck, divisor_px=spec.image.divisor),
+                roi=build_roi(spec.roi, neck, num_classes),
+            )
+        case OneStageSpec():
+            return OneStageDetector(
+                normalizer=normalizer,
+                backbone=backbone,
+                neck=neck,
+                head=build_head(spec.head, neck, num_classes=num_classes, divisor_px=spec.image.divisor),
+                # The head's own threshold is of the score that it ranks by; what it makes of that passes.
+                detection_filter=DetectionFilter(
+                    score_threshold=0.0,
+                    nms_iou=spec.nms_iou,
+                    max_detections=spec.max_detections,
+                    min_side_px=spec.min_side_px,
+                ),
+                pre_nms=spec.pre_nms,
+                score_threshold=spec.score_threshold,
+            )
+        case FirstStageSpec():
+            proposals = build_proposals(spec.proposals, neck, divisor_px=spec.image.divisor)
+            return ProposalDetector(normalizer=normalizer, backbone=backbone, neck=neck, proposals=proposals)
 
 
 def build_normalizer(spec: ImageSpec) -> ImageNormalizer:
@@ -164,6 +192,14 @@ def _weights_file(spec: BackboneSpec) -> Path:
 _VGG_LAYERS = {"fc6": "classifier.0", "fc7": "classifier.3"}
 
 
+def _start_second_stage(detector: TwoStageDetector, spec: TwoStageSpec, classifier: Mapping[str, Tensor]) -> None:
+    if not isinstance(spec.backbone, VGG16Spec) or not isinstance(spec.roi.box_head, VGGHeadSpec):
+        return
+    for stage in detector.roi.modules():
+        if isinstance(stage, RoIStage):
+            _start_vgg_head(stage.box_head, classifier)
+
+
 def _start_vgg_head(box_head: nn.Module, classifier: Mapping[str, Tensor]) -> None:
     """VGG16's fc6 and fc7, where the file has them: the paper starts its box head from them."""
     start = {
@@ -219,7 +255,15 @@ def _optional_norm(kind: NormKind | Literal["none"]) -> Callable[[int], nn.Modul
 # --------------------------------------------------------------------------------------------------------------- stages
 
 
-def build_proposals(spec: ProposalsSpec, neck: AbstractNeck) -> ProposalStage:
+def build_first_stage(
+    spec: ProposalsSpec | GivenProposalsSpec, neck: AbstractNeck, *, divisor_px: int
+) -> AbstractProposalStage:
+    if isinstance(spec, GivenProposalsSpec):
+        return GivenProposals(train_limit=spec.train_limit, test_limit=spec.test_limit)
+    return build_proposals(spec, neck, divisor_px=divisor_px)
+
+
+def build_proposals(spec: ProposalsSpec, neck: AbstractNeck, *, divisor_px: int) -> ProposalStage:
     def make_filter(count: ProposalCountSpec) -> ProposalFilter:
         return ProposalFilter(
             pre_nms=count.pre_nms,
@@ -233,66 +277,73 @@ def build_proposals(spec: ProposalsSpec, neck: AbstractNeck) -> ProposalStage:
         )
 
     return ProposalStage(
-        head=build_head(spec.head, neck, num_classes=1),
+        head=build_head(spec.head, neck, num_classes=1, divisor_px=divisor_px),
         train_filter=make_filter(spec.train),
         test_filter=make_filter(spec.test),
     )
 
 
-def build_head(spec: RPNSpec, neck: AbstractNeck, *, num_classes: int) -> AbstractDenseHead:
-    return RPNHead(
-        in_channels=neck.channels,
-        anchors=build_anchors(spec.anchors, neck),
-        num_classes=num_classes,
-        channels=spec.channels,
-        num_convs=spec.num_convs,
-        coder=build_coder(spec.coder),
-        matcher=build_matcher(spec.matcher),
-        sampler=build_sampler(spec.sampler),
-        box_loss=build_box_loss(spec.box_loss),
-        border_px=spec.border_px,
+def build_roi(spec: RoISpec | CascadeSpec, neck: AbstractNeck, num_classes: int) -> AbstractRoIStage:
+    if isinstance(spec, RoISpec):
+        return _build_stage(spec, spec.matcher, spec.coder, neck, num_classes)
+    return CascadeStage(
+        stages=[_build_stage(spec, step.matcher, step.coder, neck, num_classes) for step in spec.stages],
+        loss_weights=[step.loss_weight for step in spec.stages],
+        average=spec.average,
+        gradient_share=spec.gradient_share,
     )
 
 
-def build_anchors(spec: AnchorSpec, neck: AbstractNeck) -> AnchorGenerator:
-    levels = len(neck.strides_px)
-    sizes = spec.sizes_px * levels if len(spec.sizes_px) == 1 else spec.sizes_px
-    if len(sizes) != levels or len({len(of_level) for of_level in sizes}) != 1:
-        raise SetupError(
-            Problem(
-                where="detector.proposals.head.anchors.sizes_px",
-                given=f"{len(sizes)} lists with {[len(of_level) for of_level in sizes]} sizes",
-                allowed=f"one list for all levels, or {levels} of equal length: the neck gives {levels} maps, "
-                f"at strides {neck.strides_px}",
-            )
-        )
-    return AnchorGenerator(
-        sizes_px=sizes,
-        heights_over_widths=spec.heights_over_widths,
-        rounded=spec.rounded,
-        centre_offset=spec.centre_offset,
-        stride_rule=spec.stride_rule,
-    )
-
-
-def build_roi(spec: RoISpec, neck: AbstractNeck, num_classes: int) -> RoIStage:
+def _build_stage(
+    spec: RegionSpec, matcher: MatcherSpec, coder: DeltaCoderSpec, neck: AbstractNeck, num_classes: int
+) -> RoIStage:
     box_head = build_box_head(spec.box_head, neck.channels, spec.pooling.output_size)
+    classification = build_classification(spec.classification)
     return RoIStage(
         pooling=build_pooling(spec.pooling),
         box_head=box_head,
-        predictor=BoxPredictor(in_features=box_head.out_features, num_classes=num_classes, regression=spec.regression),
+        predictor=BoxPredictor(
+            in_features=box_head.out_features,
+            num_classes=num_classes,
+            regression=spec.regression,
+            classification=classification,
+        ),
         num_classes=num_classes,
-        coder=build_coder(spec.coder),
-        matcher=build_matcher(spec.matcher),
-        sampler=build_sampler(spec.sampler),
-        box_loss=build_box_loss(spec.box_loss),
+        coder=build_coder(coder),
+        matcher=build_matcher(matcher),
+        sampler=build_region_sampler(spec.sampler),
+        classification=classification,
+        box_loss=build_region_box_loss(spec.box_loss),
         detection_filter=DetectionFilter(
             score_threshold=spec.score_threshold,
             nms_iou=spec.nms_iou,
             max_detections=spec.max_detections,
             min_side_px=spec.min_side_px,
         ),
+        fusion=spec.fusion,
     )
+
+
+def build_classification(spec: SoftmaxSpec | SigmoidSpec) -> Classification:
+    if isinstance(spec, SoftmaxSpec):
+        return SoftmaxClassification()
+    if spec.loss == "focal":
+        return SigmoidClassification(element_loss=sigmoid_focal_loss, initial_probability=spec.initial_probability)
+    return SigmoidClassification(initial_probability=spec.initial_probability)
+
+
+def build_region_sampler(
+    spec: SamplerSpec | HardExampleSamplerSpec,
+) -> BalancedSampler | EverySampler | HardExampleSampler:
+    if isinstance(spec, HardExampleSamplerSpec):
+        return HardExampleSampler(total=spec.total, positive_fraction=spec.positive_fraction)
+    return build_sampler(spec)
+
+
+def build_region_box_loss(spec: BoxLossSpec | DecodedBoxLossSpec) -> BoxLoss:
+    if isinstance(spec, DecodedBoxLossSpec):
+        return DecodedBoxLoss(kind=spec.type, weight=spec.weight)
+    return build_box_loss(spec)
 
 
 def build_pooling(spec: PoolingSpec) -> RoIPooling:
@@ -334,31 +385,3 @@ def build_box_head(spec: BoxHeadSpec, in_channels: int, pooled_size: int) -> Two
                 # VGG's own start (torchvision): what the layers have where no ImageNet file brings them.
                 init_std=0.01,
             )
-
-
-# ---------------------------------------------------------------------------------------------------------- small parts
-
-
-def build_coder(spec: DeltaCoderSpec) -> DeltaCoder:
-    return DeltaCoder(weights=spec.weights, max_log_ratio=spec.max_log_ratio, symmetric_clamp=spec.symmetric_clamp)
-
-
-def build_matcher(spec: MatcherSpec) -> IoUMatcher:
-    return IoUMatcher(
-        positive_iou=spec.positive_iou,
-        negative_iou=spec.negative_iou,
-        low_quality_iou=spec.low_quality_iou,
-        ignore_share=spec.ignore_share,
-    )
-
-
-def build_sampler(spec: SamplerSpec) -> BalancedSampler | EverySampler:
-    if isinstance(spec, BalancedSamplerSpec):
-        return BalancedSampler(total=spec.total, positive_fraction=spec.positive_fraction)
-    return EverySampler()
-
-
-def build_box_loss(spec: BoxLossSpec) -> Callable[[Tensor, Tensor], Tensor]:
-    if isinstance(spec, L1Spec):
-        return partial(F.l1_loss, reduction="sum")
-    return partial(F.smooth_l1_loss, beta=spec.beta, reduction="sum")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from rcnn.config.spec import Spec
 from rcnn.recipes.heads import DenseHeadSpec, RPNSpec
 from rcnn.recipes.parts import (
     BalancedSamplerSpec,
-    BoxLossSpec,
     DeltaCoderSpec,
+    L1Spec,
     MatcherSpec,
     NotNegative,
     NotNegativeFloat,
@@ -126,6 +126,11 @@ class ProposalCountSpec(Spec):
 
 
 class ProposalsSpec(Spec):
+    """A dense head of one class and the filters of what it finds."""
+
+    type: Literal["head"] = "head"
+    init_from: str | None = None
+    """A trained one-stage detector that the first stage, backbone and neck start from; its classes become one."""
     head: DenseHeadSpec = RPNSpec()
     train: ProposalCountSpec = ProposalCountSpec(pre_nms=2000, post_nms=2000)
     test: ProposalCountSpec = ProposalCountSpec(pre_nms=1000, post_nms=1000)
@@ -136,6 +141,15 @@ class ProposalsSpec(Spec):
     side_test: Literal["after_pre_nms", "before_pre_nms"] = "after_pre_nms"
     """Whether small boxes take places among the pre_nms best, or leave before these are chosen."""
     score_threshold: Share = 0.0
+
+
+class GivenProposalsSpec(Spec):
+    """Fast R-CNN: proposals from files (data.train_proposals and data.eval_proposals)."""
+
+    type: Literal["given"] = "given"
+    train_limit: Positive | None = 2000
+    """The best so many of each picture; null: all."""
+    test_limit: Positive | None = 1000
 
 
 # -------------------------------------------------------------------------------------------------------- second stage
@@ -190,14 +204,47 @@ class VGGHeadSpec(Spec):
 BoxHeadSpec = TwoFCSpec | ConvFCSpec | VGGHeadSpec
 
 
-class RoISpec(Spec):
+class SoftmaxSpec(Spec):
+    """The classes and background in competition."""
+
+    type: Literal["softmax"] = "softmax"
+
+
+class SigmoidSpec(Spec):
+    """Each class by itself; background is that none is there."""
+
+    type: Literal["sigmoid"] = "sigmoid"
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    initial_probability: Annotated[float, Gt(0), Lt(1)] = 0.01
+
+
+class DecodedBoxLossSpec(Spec):
+    """A loss on the boxes themselves instead of their deltas."""
+
+    type: Literal["giou", "iou", "linear_iou"] = "giou"
+    weight: PositiveFloat = 1.0
+    """MMDetection's Faster R-CNN takes 10."""
+
+
+class HardExampleSamplerSpec(Spec):
+    """OHEM: the regions with the largest losses take the places of a balanced draw."""
+
+    type: Literal["hard_example"] = "hard_example"
+    total: Positive = 512
+    positive_fraction: Share = 0.25
+
+
+class RegionSpec(Spec):
+    """What one stage and a cascade have in common."""
+
     pooling: PoolingSpec = RoIAlignSpec()
     box_head: BoxHeadSpec = TwoFCSpec()
     regression: Literal["per_class", "agnostic"] = "per_class"
-    matcher: MatcherSpec = MatcherSpec(positive_iou=0.5, negative_iou=0.5)
-    sampler: SamplerSpec = BalancedSamplerSpec(total=512, positive_fraction=0.25)
-    coder: DeltaCoderSpec = DeltaCoderSpec(weights=(10.0, 10.0, 5.0, 5.0))
-    box_loss: BoxLossSpec = SmoothL1Spec()
+    classification: SoftmaxSpec | SigmoidSpec = SoftmaxSpec()
+    sampler: SamplerSpec | HardExampleSamplerSpec = BalancedSamplerSpec(total=512, positive_fraction=0.25)
+    box_loss: SmoothL1Spec | L1Spec | DecodedBoxLossSpec = SmoothL1Spec()
+    fusion: Literal["none", "product", "sqrt"] = "none"
+    """How the proposal's score enters the final one."""
     score_threshold: Share = 0.05
     nms_iou: Share = 0.5
     max_detections: Positive | None = 100
@@ -205,12 +252,76 @@ class RoISpec(Spec):
     min_side_px: NotNegativeFloat = 1e-2
 
 
+class RoISpec(RegionSpec):
+    type: Literal["single"] = "single"
+    matcher: MatcherSpec = MatcherSpec(positive_iou=0.5, negative_iou=0.5)
+    coder: DeltaCoderSpec = DeltaCoderSpec(weights=(10.0, 10.0, 5.0, 5.0))
+
+
+class CascadeStepSpec(Spec):
+    """One stage of a cascade."""
+
+    matcher: MatcherSpec
+    coder: DeltaCoderSpec
+    loss_weight: NotNegativeFloat = 1.0
+
+
+def _step(iou: float, scale: float, loss_weight: float) -> CascadeStepSpec:
+    return CascadeStepSpec(
+        matcher=MatcherSpec(positive_iou=iou, negative_iou=iou),
+        coder=DeltaCoderSpec(weights=(10.0 * scale, 10.0 * scale, 5.0 * scale, 5.0 * scale)),
+        loss_weight=loss_weight,
+    )
+
+
+class CascadeSpec(RegionSpec):
+    """Cascade R-CNN: each stage starts from the boxes that the last one moved."""
+
+    type: Literal["cascade"] = "cascade"
+    regression: Literal["per_class", "agnostic"] = "agnostic"
+    stages: tuple[CascadeStepSpec, ...] = (_step(0.5, 1.0, 1.0), _step(0.6, 2.0, 0.5), _step(0.7, 3.0, 0.25))
+    average: Literal["probabilities", "logits"] = "probabilities"
+    """What of the stages is averaged for the final score (MMDetection: logits)."""
+    gradient_share: Annotated[float, Gt(0), Le(1)] = 1.0
+    """What reaches the pyramid of each stage's gradient (detectron2: a third)."""
+
+
 class TwoStageSpec(Spec):
+    type: Literal["two_stage"] = "two_stage"
+    image: ImageSpec = ImageSpec()
+    backbone: BackboneSpec = ResNetSpec()
+    neck: NeckSpec = FPNSpec()
+    proposals: ProposalsSpec | GivenProposalsSpec = ProposalsSpec()
+    roi: RoISpec | CascadeSpec = RoISpec()
+
+
+class OneStageSpec(Spec):
+    """A dense head of all classes, and the filter of what it finds."""
+
+    type: Literal["one_stage"] = "one_stage"
+    image: ImageSpec = ImageSpec()
+    backbone: BackboneSpec = ResNetSpec()
+    neck: NeckSpec = FPNSpec(first_map=1, extra="convs_on_p5")
+    head: DenseHeadSpec
+    pre_nms: Positive = 1000
+    """Candidates kept of each level before NMS."""
+    score_threshold: Share = 0.05
+    nms_iou: Share = 0.5
+    max_detections: Positive | None = 100
+    min_side_px: NotNegativeFloat = 0.0
+
+
+class FirstStageSpec(Spec):
+    """A first stage alone, judged by the recall of its proposals."""
+
+    type: Literal["first_stage"] = "first_stage"
     image: ImageSpec = ImageSpec()
     backbone: BackboneSpec = ResNetSpec()
     neck: NeckSpec = FPNSpec()
     proposals: ProposalsSpec = ProposalsSpec()
-    roi: RoISpec = RoISpec()
+
+
+DetectorSpec = TwoStageSpec | OneStageSpec | FirstStageSpec
 
 
 # ------------------------------------------------------------------------------------------------- data and training
@@ -323,7 +434,7 @@ class Recipe(Spec):
     """The number that it is expected to reach."""
     source: str
     """Where that number comes from."""
-    detector: TwoStageSpec = TwoStageSpec()
+    detector: DetectorSpec = TwoStageSpec()
     data: DataSpec = DataSpec()
     train: TrainSpec = TrainSpec()
     evaluate: EvaluateSpec = EvaluateSpec()

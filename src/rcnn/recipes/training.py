@@ -16,7 +16,7 @@ from rcnn.config.text import to_yaml
 from rcnn.data.folder import describe
 from rcnn.data.loading import BatchLoader
 from rcnn.detectors.preparation import prepared_detector
-from rcnn.detectors.two_stage import TwoStageDetector
+from rcnn.detectors.pyramid import AbstractPyramidDetector
 from rcnn.drawing import save_picture
 from rcnn.engine import optimizer as optimizers
 from rcnn.engine.accelerator import Device, build_accelerator
@@ -155,7 +155,9 @@ def _prepare(recipe: Recipe, device: Device, progress: AbstractProgress | None) 
 class _Training:
     """One training from its built parts; holds the evaluation that was made last."""
 
-    def __init__(self, *, recipe: Recipe, run: RunFolder, prepared: _Prepared, detector: TwoStageDetector) -> None:
+    def __init__(
+        self, *, recipe: Recipe, run: RunFolder, prepared: _Prepared, detector: AbstractPyramidDetector
+    ) -> None:
         self._recipe, self._run, self._detector = recipe, run, detector
         self._accelerator, self._splits, self._progress = prepared.accelerator, prepared.splits, prepared.progress
         self._share = prepared.share

@@ -1,0 +1,237 @@
+"""From specs to dense heads and the small parts that stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rcnn.backbones.norm import norm_factory
+from rcnn.boxes.coding import DeltaCoder
+from rcnn.dense.atss import ATSSHead
+from rcnn.dense.centernet import CenterNetHead, group_norm
+from rcnn.dense.gfl import GFLHead
+from rcnn.dense.interface import AbstractDenseHead
+from rcnn.dense.rpn import RPNHead
+from rcnn.dense.tood import TOODHead
+from rcnn.dense.yolox import YOLOXHead
+from rcnn.errors import Problem, SetupError
+from rcnn.matching.atss import ATSSMatcher
+from rcnn.matching.heatmap import HeatMapMatcher
+from rcnn.matching.iou import IoUMatcher
+from rcnn.matching.sampling import BalancedSampler, EverySampler
+from rcnn.matching.simota import SimOTAMatcher
+from rcnn.matching.task_aligned import TaskAlignedMatcher
+from rcnn.necks.interface import AbstractNeck
+from rcnn.priors import AnchorGenerator
+from rcnn.recipes.heads import (
+    ATSSMatcherSpec,
+    ATSSSpec,
+    CenterNetSpec,
+    DenseHeadSpec,
+    GFLSpec,
+    HeadNorm,
+    RPNSpec,
+    TOODSpec,
+    YOLOXSpec,
+)
+from rcnn.recipes.parts import (
+    AnchorSpec,
+    BalancedSamplerSpec,
+    BoxLossSpec,
+    DeltaCoderSpec,
+    L1Spec,
+    MatcherSpec,
+    SamplerSpec,
+)
+
+
+def build_head(spec: DenseHeadSpec, neck: AbstractNeck, *, num_classes: int, divisor_px: int) -> AbstractDenseHead:
+    """The head on the neck's maps; `divisor_px` is what batches are padded to. Raises `SetupError`."""
+    match spec:
+        case RPNSpec():
+            return _build_rpn(spec, neck, num_classes)
+        case ATSSSpec():
+            return ATSSHead(
+                in_channels=neck.channels,
+                num_classes=num_classes,
+                strides_px=neck.strides_px,
+                channels=spec.channels,
+                num_convs=spec.num_convs,
+                make_norm=_optional_norm(spec.norm),
+                anchor_scale=spec.anchor_scale,
+                matcher=_build_atss_matcher(spec.matcher),
+                coder=build_coder(spec.coder),
+                box_weight=spec.box_weight,
+                size_divisor_px=divisor_px,
+            )
+        case GFLSpec():
+            return GFLHead(
+                in_channels=neck.channels,
+                num_classes=num_classes,
+                strides_px=neck.strides_px,
+                channels=spec.channels,
+                num_convs=spec.num_convs,
+                make_norm=_optional_norm(spec.norm),
+                max_distance=spec.max_distance,
+                anchor_scale=spec.anchor_scale,
+                matcher=_build_atss_matcher(spec.matcher),
+                box_weight=spec.box_weight,
+                distribution_weight=spec.distribution_weight,
+                size_divisor_px=divisor_px,
+            )
+        case TOODSpec():
+            return _build_tood(spec, neck, num_classes, divisor_px)
+        case CenterNetSpec():
+            return _build_centernet(spec, neck, num_classes)
+        case YOLOXSpec():
+            return _build_yolox(spec, neck, num_classes)
+
+
+def _build_rpn(spec: RPNSpec, neck: AbstractNeck, num_classes: int) -> RPNHead:
+    return RPNHead(
+        in_channels=neck.channels,
+        anchors=build_anchors(spec.anchors, neck),
+        num_classes=num_classes,
+        channels=spec.channels,
+        num_convs=spec.num_convs,
+        coder=build_coder(spec.coder),
+        matcher=build_matcher(spec.matcher),
+        sampler=build_sampler(spec.sampler),
+        box_loss=build_box_loss(spec.box_loss),
+        border_px=spec.border_px,
+    )
+
+
+def _build_tood(spec: TOODSpec, neck: AbstractNeck, num_classes: int, divisor_px: int) -> TOODHead:
+    return TOODHead(
+        in_channels=neck.channels,
+        num_classes=num_classes,
+        strides_px=neck.strides_px,
+        channels=spec.channels,
+        num_convs=spec.num_convs,
+        make_norm=_optional_norm(spec.norm),
+        anchor_scale=spec.anchor_scale,
+        matcher=TaskAlignedMatcher(
+            candidates=spec.matcher.candidates,
+            score_power=spec.matcher.score_power,
+            iou_power=spec.matcher.iou_power,
+        ),
+        initial_matcher=_build_atss_matcher(spec.initial_matcher),
+        initial_batches=spec.initial_batches,
+        box_weight=spec.box_weight,
+        size_divisor_px=divisor_px,
+    )
+
+
+def _build_centernet(spec: CenterNetSpec, neck: AbstractNeck, num_classes: int) -> CenterNetHead:
+    return CenterNetHead(
+        in_channels=neck.channels,
+        strides_px=neck.strides_px,
+        num_classes=num_classes,
+        channels=spec.channels,
+        num_convs=spec.num_convs,
+        make_norm=_optional_norm(spec.norm),
+        heat_tower=spec.heat_tower,
+        score=spec.score,
+        matcher=HeatMapMatcher(
+            low_strides=spec.matcher.low_strides,
+            high_strides=spec.matcher.high_strides,
+            min_overlap=spec.matcher.min_overlap,
+            min_radius_px=spec.matcher.min_radius_px,
+        ),
+        alpha=spec.alpha,
+        beta=spec.beta,
+        gamma=spec.gamma,
+        ignore_above=spec.ignore_above,
+        peak_weight=spec.peak_weight,
+        off_peak_weight=spec.off_peak_weight,
+        box_weight=spec.box_weight,
+        box_weights=spec.box_weights,
+    )
+
+
+def _build_yolox(spec: YOLOXSpec, neck: AbstractNeck, num_classes: int) -> YOLOXHead:
+    make_norm = _optional_norm(spec.norm)
+    assert make_norm is not None
+    return YOLOXHead(
+        in_channels=neck.channels,
+        strides_px=neck.strides_px,
+        num_classes=num_classes,
+        channels=spec.channels,
+        num_convs=spec.num_convs,
+        make_norm=make_norm,
+        matcher=SimOTAMatcher(
+            centre_radius=spec.matcher.centre_radius,
+            num_candidates=spec.matcher.num_candidates,
+            iou_weight=spec.matcher.iou_weight,
+            class_weight=spec.matcher.class_weight,
+        ),
+        box_weight=spec.box_weight,
+        l1_weight=spec.l1_weight,
+    )
+
+
+def _optional_norm(kind: HeadNorm) -> Callable[[int], nn.Module] | None:
+    match kind:
+        case "none":
+            return None
+        case "group":
+            return group_norm
+        case _:
+            return norm_factory(kind, 1e-5)
+
+
+def build_anchors(spec: AnchorSpec, neck: AbstractNeck) -> AnchorGenerator:
+    levels = len(neck.strides_px)
+    sizes = spec.sizes_px * levels if len(spec.sizes_px) == 1 else spec.sizes_px
+    if len(sizes) != levels or len({len(of_level) for of_level in sizes}) != 1:
+        raise SetupError(
+            Problem(
+                where="detector.proposals.head.anchors.sizes_px",
+                given=f"{len(sizes)} lists with {[len(of_level) for of_level in sizes]} sizes",
+                allowed=f"one list for all levels, or {levels} of equal length: the neck gives {levels} maps, "
+                f"at strides {neck.strides_px}",
+            )
+        )
+    return AnchorGenerator(
+        sizes_px=sizes,
+        heights_over_widths=spec.heights_over_widths,
+        rounded=spec.rounded,
+        centre_offset=spec.centre_offset,
+        stride_rule=spec.stride_rule,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- small parts
+
+
+def build_coder(spec: DeltaCoderSpec) -> DeltaCoder:
+    return DeltaCoder(weights=spec.weights, max_log_ratio=spec.max_log_ratio, symmetric_clamp=spec.symmetric_clamp)
+
+
+def build_matcher(spec: MatcherSpec) -> IoUMatcher:
+    return IoUMatcher(
+        positive_iou=spec.positive_iou,
+        negative_iou=spec.negative_iou,
+        low_quality_iou=spec.low_quality_iou,
+        ignore_share=spec.ignore_share,
+    )
+
+
+def build_sampler(spec: SamplerSpec) -> BalancedSampler | EverySampler:
+    if isinstance(spec, BalancedSamplerSpec):
+        return BalancedSampler(total=spec.total, positive_fraction=spec.positive_fraction)
+    return EverySampler()
+
+
+def build_box_loss(spec: BoxLossSpec) -> Callable[[Tensor, Tensor], Tensor]:
+    if isinstance(spec, L1Spec):
+        return partial(F.l1_loss, reduction="sum")
+    return partial(F.smooth_l1_loss, beta=spec.beta, reduction="sum")
+
+
+def _build_atss_matcher(spec: ATSSMatcherSpec) -> ATSSMatcher:
+    return ATSSMatcher(candidates_per_level=spec.candidates_per_level, ignore_share=spec.ignore_share)
