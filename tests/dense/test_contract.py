@@ -99,7 +99,7 @@ FAULTS = {
     "single": "loss: classification is computed in torch.float32, not in torch.float64 [float64]",
     "no loss": "no loss",
     "changes targets": "targets of picture 0 were changed",
-    "forgets ignore regions": "inside an ignore region without boxes [float32, float64, mixed precision] (case: all ignored)",
+    "forgets ignore regions": "an ignore region without boxes [float32, float64, mixed precision] (case: all ignored)",
     "teaches nothing": "nothing is learnt of what is an object",
     "teaches boxes everywhere": "loss: the maps of boxes get a gradient where there is no box",
     "raises when small": "loss: raised IndexError: no cell",

@@ -13,9 +13,12 @@ import torchvision
 from torch import Tensor
 
 from rcnn.ops.losses import (
+    distance_giou_loss,
     distribution_focal_loss,
     iou_loss,
     mean_over_processes,
+    off_peak_focal_loss,
+    peak_focal_loss,
     quality_focal_loss,
     sigmoid_focal_loss,
 )
@@ -121,3 +124,43 @@ def test_distribution_focal_loss_by_hand() -> None:
     found = distribution_focal_loss(logits, torch.tensor([0.25, 1.0]))
     torch.testing.assert_close(found, math.log(2) * torch.tensor([1.25, 2.0]))
     assert distribution_focal_loss(logits[:0], torch.zeros(0)).shape == (0,)
+
+
+def test_heat_losses_by_hand() -> None:
+    # A score of 3/4: at a peak (1/4)^2 ln(4/3); elsewhere (3/4)^2 ln 4, times (1 - heat)^4.
+    logit = torch.full((3,), math.log(3), dtype=torch.float64)
+    torch.testing.assert_close(peak_focal_loss(logit), torch.full_like(logit, math.log(4 / 3) / 16))
+    found = off_peak_focal_loss(logit, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
+    expected = 9 / 16 * math.log(4) * torch.tensor([1.0, 1 / 16, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+    assert off_peak_focal_loss(logit, torch.zeros(3, dtype=torch.float64), ignore_above=0.75).tolist() == [0.0] * 3
+    assert off_peak_focal_loss(logit, torch.zeros(3, dtype=torch.float64), ignore_above=0.76).all()
+
+
+def test_heat_losses_of_certain_scores_are_finite() -> None:
+    # Scores stay within 1e-4 and 1 - 1e-4.
+    logits = torch.tensor([-200.0, 200.0])
+    found = peak_focal_loss(logits)
+    torch.testing.assert_close(found, torch.tensor([-math.log(1e-4) * 0.9999**2, 1e-12]), rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(off_peak_focal_loss(logits, torch.zeros(2)), found.flip(0), rtol=1e-3, atol=1e-9)
+
+
+def test_distance_giou_by_hand() -> None:
+    # From one point, 2 x 2 and 6 x 4 around it, (1, 1, 1, 1) and (1, 2, 5, 2): shared 2 x 2, union 24, enclosing 24:
+    # no penalty. With a cell added to both: 5 / 25.
+    a, b = torch.tensor([[1.0, 1, 1, 1]]), torch.tensor([[1.0, 2, 5, 2]])
+    assert distance_giou_loss(a, b).item() == pytest.approx(1 - 5 / 25)
+    # (3, 1, 1, 1) and (1, 1, 3, 1): both 4 x 2, shared 2 x 2, union 12, enclosing 6 x 2: 12. IoU 4/12.
+    a, b = torch.tensor([[3.0, 1, 1, 1]]), torch.tensor([[1.0, 1, 3, 1]])
+    assert distance_giou_loss(a, b, smoothing=0.0).item() == pytest.approx(1 - 4 / 12)
+    # (3, 1, 1, 1) and (1, 3, 1, 1): 4 x 2 and 2 x 4, shared 2 x 2, union 12, enclosing 4 x 4: penalty 4/16.
+    b = torch.tensor([[1.0, 3, 1, 1]])
+    assert distance_giou_loss(a, b, smoothing=0.0).item() == pytest.approx(1 - 4 / 12 + 4 / 16)
+
+
+def test_distance_giou_is_that_of_the_boxes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.rand(50, 4, generator=generator, dtype=torch.float64) * 10 for _ in range(2))
+    boxes = [torch.cat((-x[:, :2], x[:, 2:]), dim=1) for x in (a, b)]
+    expected = torchvision.ops.generalized_box_iou_loss(*boxes)
+    torch.testing.assert_close(distance_giou_loss(a, b, smoothing=0.0), expected, rtol=1e-6, atol=1e-6)

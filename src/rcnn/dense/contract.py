@@ -330,18 +330,18 @@ def _decode_faults(head: AbstractDenseHead, levels: Levels, precision: _Precisio
         mode = "in training mode" if training else "in evaluation mode"
         with precision.context():
             prediction = head.train(training)(levels)
+            if not isinstance(prediction, DensePrediction):
+                yield f"forward gives {type(prediction).__name__} {mode}, not DensePrediction"
+                return
             found = head.decode(prediction, per_level=None, score_threshold=0.0)
             few = head.decode(prediction, per_level=7, score_threshold=0.0)
-        if not isinstance(prediction, DensePrediction):
-            yield f"forward gives {type(prediction).__name__} {mode}, not DensePrediction"
-            return
-        for fault in _candidate_faults(found, levels, head.num_classes, precision.dtype):
-            yield f"{mode}: {fault}"
-        for fault in _candidate_faults(few, levels, head.num_classes, precision.dtype):
-            yield f"{mode}, per_level 7: {fault}"
+        for candidates in (found, few):
+            for fault in _candidate_faults(candidates, levels, head.num_classes, precision.dtype):
+                yield f"{mode}: {fault}"
         yield from _count_faults(found, few, levels)
-        yield from _threshold_faults(head, prediction, precision)
-        yield from _wild_faults(head, prediction, levels, precision)
+        if not training:
+            yield from _threshold_faults(head, prediction, found, precision)
+            yield from _wild_faults(head, prediction, levels, precision)
 
 
 def _candidate_faults(found: list[Candidates], levels: Levels, num_classes: int, dtype: torch.dtype) -> Iterator[str]:
@@ -390,11 +390,12 @@ def _count_faults(found: list[Candidates], few: list[Candidates], levels: Levels
             yield "per_level 7 gives candidates that are not among all"
 
 
-def _threshold_faults(head: AbstractDenseHead, prediction: DensePrediction, precision: _Precision) -> Iterator[str]:
+def _threshold_faults(
+    head: AbstractDenseHead, prediction: DensePrediction, found: list[Candidates], precision: _Precision
+) -> Iterator[str]:
     """A threshold only leaves out, maybe by another number than the score: MMDetection's heads use the class score."""
+    middle = float(torch.cat([candidates.scores for candidates in found]).median())
     with precision.context():
-        found = head.decode(prediction, per_level=None, score_threshold=0.0)
-        middle = float(torch.cat([candidates.scores for candidates in found]).median())
         above = head.decode(prediction, per_level=None, score_threshold=middle)
         none = head.decode(prediction, per_level=None, score_threshold=1.5)
     if not all(_is_part(some, every) for some, every in zip(above, found, strict=True)):

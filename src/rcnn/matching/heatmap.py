@@ -54,11 +54,12 @@ class HeatMapMatcher:
     min_radius_px: float = 4.0
 
     def sizes_px(self, strides_px: Sequence[int]) -> list[tuple[float, float]]:
-        """Per level the least and the largest half diagonal, both included."""
-        last = len(strides_px) - 1
+        """Per level the least and the largest half diagonal, both included; no size is left without a level."""
+        highs = [self.high_strides * stride for stride in strides_px[:-1]] + [math.inf]
+        before = [0.0, *highs[:-1]]
         return [
-            (self.low_strides * stride if level else 0.0, self.high_strides * stride if level < last else math.inf)
-            for level, stride in enumerate(strides_px)
+            (min(self.low_strides * stride, below), high)
+            for stride, below, high in zip(strides_px, before, highs, strict=True)
         ]
 
     def __call__(
