@@ -37,6 +37,14 @@ def cell_anchors(
     return anchors.round() if rounded else anchors
 
 
+def cell_strides(shape: LevelShape, padded_size: Size | None, rule: StrideRule) -> tuple[int, int]:
+    """The distance of a level's cells in y and x. `padded_size` is asked for by "image_over_grid" alone."""
+    if rule == "nominal":
+        return shape.stride_px, shape.stride_px
+    assert padded_size is not None
+    return padded_size.height // max(shape.height, 1), padded_size.width // max(shape.width, 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnchorGenerator:
     """Anchors of a pyramid: `sizes_px[l]` at level l, every ratio of `heights_over_widths` for each.
@@ -76,9 +84,7 @@ class AnchorGenerator:
     def _level(
         self, cell: Tensor, shape: LevelShape, padded_size: Size, *, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
-        stride_y, stride_x = shape.stride_px, shape.stride_px
-        if self.stride_rule == "image_over_grid":
-            stride_y, stride_x = padded_size.height // shape.height, padded_size.width // shape.width
+        stride_y, stride_x = cell_strides(shape, padded_size, self.stride_rule)
         # The offset is added before the cast, as in simple-faster-rcnn: which of two anchors overlaps a box most can
         # hang on the last bit.
         offset = cell.new_tensor((stride_x, stride_y, stride_x, stride_y)) * self.centre_offset
@@ -90,21 +96,40 @@ class AnchorGenerator:
         return (shifts + cell).reshape(-1, 4)
 
 
+def octave_anchors(strides_px: Sequence[int], *, scale: float = 4.0, scales_per_octave: int = 3) -> AnchorGenerator:
+    """RetinaNet's anchors (Lin et al., 2017): per level `scales_per_octave` sizes from `scale` strides to just below twice
+    that, each with three ratios."""
+    factors = [2 ** (number / scales_per_octave) for number in range(scales_per_octave)]
+    return AnchorGenerator(
+        sizes_px=tuple(tuple(stride * scale * factor for factor in factors) for stride in strides_px)
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PointGenerator:
     """One point per cell, `offset` of a stride from the cell's top left corner: 0.5 is its middle (FCOS, MMDetection),
     0 the corner (torchvision's FCOS)."""
 
     offset: float = 0.5
+    stride_rule: StrideRule = "nominal"
 
     def __call__(
-        self, shapes: Sequence[LevelShape], *, dtype: torch.dtype, device: torch.device
+        self,
+        shapes: Sequence[LevelShape],
+        padded_size: Size | None = None,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> list[Float[Tensor, "points 2"]]:
-        """Points (x, y) per level in network-input pixels, row-major over the cells."""
-        return [self._level(shape, dtype, device) for shape in shapes]
+        """Points (x, y) per level in network-input pixels, row-major over the cells.
 
-    def _level(self, shape: LevelShape, dtype: torch.dtype, device: torch.device) -> Tensor:
-        x = (torch.arange(shape.width, device=device, dtype=dtype) + self.offset) * shape.stride_px
-        y = (torch.arange(shape.height, device=device, dtype=dtype) + self.offset) * shape.stride_px
+        `padded_size` is asked for by the stride rule "image_over_grid" alone.
+        """
+        return [self._level(shape, padded_size, dtype, device) for shape in shapes]
+
+    def _level(self, shape: LevelShape, padded_size: Size | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+        stride_y, stride_x = cell_strides(shape, padded_size, self.stride_rule)
+        x = (torch.arange(shape.width, device=device, dtype=dtype) + self.offset) * stride_x
+        y = (torch.arange(shape.height, device=device, dtype=dtype) + self.offset) * stride_y
         y, x = torch.meshgrid(y, x, indexing="ij")
         return torch.stack((x, y), dim=-1).reshape(-1, 2)

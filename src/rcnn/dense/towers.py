@@ -10,6 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+MakeNorm = Callable[[int], nn.Module]
+
+
+def group_norm(channels: int) -> nn.Module:
+    """Group norm of 32 groups, or of as many as `channels` share with 32; two channels or more in each, since the one
+    number of a group on a map of a single cell would have no deviation."""
+    groups = math.gcd(32, channels)
+    return nn.GroupNorm(max(groups // 2, 1) if groups == channels else groups, channels)
+
 
 class ConvTower(nn.Module):
     """`num_convs` 3x3 convolutions with ReLU on one map, each with a norm of its own if `make_norm` makes one.
@@ -25,7 +34,7 @@ class ConvTower(nn.Module):
         in_channels: int,
         channels: int,
         num_convs: int,
-        make_norm: Callable[[int], nn.Module] | None = None,
+        make_norm: MakeNorm | None = None,
         conv_bias: bool | None = None,
     ) -> None:
         super().__init__()

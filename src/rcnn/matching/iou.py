@@ -6,6 +6,7 @@ Letters: G ground-truth boxes, A reference boxes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,10 @@ from torch import Tensor
 
 from rcnn.boxes.geometry import iou, overlap_share
 from rcnn.records import Target
+
+# Whose a reference is that a box claims though it overlaps another more: that other's (torchvision, detectron2), or the
+# claimer's, the last one's of several (MMDetection).
+ClaimOwner = Literal["best", "claimer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +38,12 @@ def match_by_iou(
     positive_iou: float,
     negative_iou: float,
     low_quality_iou: float | None,
+    claim_owner: ClaimOwner = "best",
 ) -> Matches:
     """Positive from `positive_iou` up, negative below `negative_iou`, nothing between (Faster R-CNN, section 3.1.2).
 
     Each ground-truth box also claims the references that overlap it most, ties included, where that overlap is above 0
-    and at least `low_quality_iou`; None: it does not. Such a reference still belongs to the box that *it* overlaps
-    most, as in torchvision and detectron2.
+    and at least `low_quality_iou`; None: it does not. `claim_owner` says whose such a reference is.
     """
     num_gt, num_references = overlaps.shape
     if num_gt == 0:
@@ -52,7 +57,11 @@ def match_by_iou(
     negative = best_overlap < negative_iou
     if low_quality_iou is not None and num_references:
         best_of_gt = overlaps.max(dim=1, keepdim=True).values
-        claimed = ((overlaps == best_of_gt) & (best_of_gt > 0) & (best_of_gt >= low_quality_iou)).any(dim=0)
+        claims = (overlaps == best_of_gt) & (best_of_gt > 0) & (best_of_gt >= low_quality_iou)
+        claimed = claims.any(dim=0)
+        if claim_owner == "claimer":
+            claimer, reference = claims.nonzero(as_tuple=True)
+            gt_index = gt_index.masked_fill(claimed, 0).scatter_reduce(0, reference, claimer, "amax")
         positive = positive | claimed
         negative = negative & ~claimed
     return Matches(gt_index=gt_index, positive=positive, negative=negative)
@@ -65,6 +74,7 @@ class IoUMatcher:
     positive_iou: float
     negative_iou: float
     low_quality_iou: float | None = None
+    claim_owner: ClaimOwner = "best"
     ignore_share: float = 0.5
 
     def __call__(self, boxes_xyxy: Float[Tensor, "a 4"], target: Target) -> Matches:
@@ -73,6 +83,7 @@ class IoUMatcher:
             positive_iou=self.positive_iou,
             negative_iou=self.negative_iou,
             low_quality_iou=self.low_quality_iou,
+            claim_owner=self.claim_owner,
         )
         if len(target.ignore_xyxy) == 0:
             return matches
