@@ -1,4 +1,4 @@
-"""Adaptive sample selection: MMDetection's recorded assignments, arithmetic by hand, and what lies in ignore regions."""
+"""Adaptive sample selection: MMDetection's recorded assignments, arithmetic by hand, ignore regions."""
 
 from __future__ import annotations
 

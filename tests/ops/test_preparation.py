@@ -295,6 +295,28 @@ def test_parts_of_what_cannot_be_traced_are_prepared(sign: int) -> None:
     assert len(fused_layers(prepared)) == 2
 
 
+class ChoosesByNumber(nn.Module):
+    """Shares a layer between levels and has another for each, as dense heads do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Conv2d(3, 4, 3)
+        self.levels = nn.ModuleList(nn.Conv2d(4, 2, 1) for _ in range(2))
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        return self.levels[level](self.shared(x))
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_lists_of_modules_inside_what_cannot_be_traced(level: int) -> None:
+    torch.manual_seed(0)
+    module = ChoosesByNumber().eval()
+    prepared = prepare_for_inference(module)
+    with torch.no_grad():
+        assert max(relative_errors(prepared(PICTURE, level), module(PICTURE, level))) < 1e-5
+    assert len(fused_layers(prepared)) == 3
+
+
 def test_single_layers() -> None:
     for layer in (
         nn.Linear(98, 4),

@@ -101,7 +101,12 @@ def _prepared(module: nn.Module, dtype: torch.dtype, channels: int | None = None
 
 
 def _traced(module: nn.Module) -> fx.GraphModule | None:
-    """The module as a graph; None where its forward depends on values, or takes something else than tensors."""
+    """The module as a graph; None where its forward depends on values, or takes something else than tensors.
+
+    A list of modules has no forward: it stays one, its members are called by its owner.
+    """
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return None
     root = nn.Sequential(module) if _Tracer().is_leaf_module(module, "") else module
     try:
         with torch.no_grad():  # what depends on whether a graph is recorded must see that none is
