@@ -40,6 +40,7 @@ COMMANDS: dict[str, CommandEntry] = {
     "train": CommandEntry("rcnn.cli.train", "Train a recipe on a folder of annotated pictures."),
     "eval": CommandEntry("rcnn.cli.evaluate", "Evaluate a checkpoint: COCO AP, VOC mAP, per class."),
     "predict": CommandEntry("rcnn.cli.predict", "Detect objects in pictures and folders."),
+    "proposals": CommandEntry("rcnn.cli.proposals", "Write a detector's proposals to a file, and judge proposals."),
     "data": CommandEntry("rcnn.cli.data", "Check, count, convert and fetch data sets."),
     "convert": CommandEntry("rcnn.cli.convert", "Turn another system's checkpoint into one of ours."),
     "recipes": CommandEntry("rcnn.cli.recipes", "List, show, compare and check recipes."),

@@ -12,6 +12,10 @@ COLOURS = ("#2563eb", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8
 
 _WIDTH, _HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 12, 42
+_STYLE = (
+    "<style>svg{background:#fff}text{font:11.5px sans-serif;fill:#555}.label{font-size:12.5px;fill:#111}"
+    ".grid{stroke:#ddd}</style>"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,11 @@ def line_chart(
                 f'<text x="{x + 24:.0f}" y="{y}">{escape(_short(line.name))}</text>'
             )
     return "".join([*parts, "</svg>"])
+
+
+def standalone(svg: str) -> str:
+    """A chart as a file of its own: with its namespace, and the styles that a page would give it."""
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{_STYLE}", 1) + "\n"
 
 
 def ticks(low: float, high: float, *, wanted: int = 5) -> list[float]:
