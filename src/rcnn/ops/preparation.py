@@ -105,7 +105,7 @@ def _traced(module: nn.Module) -> fx.GraphModule | None:
 
     A list of modules has no forward: it stays one, its members are called by its owner.
     """
-    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+    if type(module).forward is nn.Module.forward:
         return None
     root = nn.Sequential(module) if _Tracer().is_leaf_module(module, "") else module
     try:
