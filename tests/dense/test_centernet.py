@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from rcnn.dense.centernet import CenterNetHead, group_norm
+from rcnn.dense.centernet import CenterNetHead
 from rcnn.dense.interface import DensePrediction
 from rcnn.records import Levels, LevelShape, Losses, Size, Target
 
@@ -92,15 +92,6 @@ def test_layers_are_those_of_centernet2() -> None:
     assert per_class.heat_tower is not None
     assert head(heat_tower="own").heat_tower is not None
     assert head(num_classes=3, heat_tower="shared").heat_tower is None
-
-
-@pytest.mark.parametrize(
-    ("channels", "groups"), [(256, 32), (64, 32), (48, 16), (32, 16), (8, 4), (2, 1), (1, 1), (7, 1)]
-)
-def test_groups_of_the_norm(channels: int, groups: int) -> None:
-    norm = group_norm(channels)
-    assert isinstance(norm, nn.GroupNorm)
-    assert norm.num_groups == groups
 
 
 # --------------------------------------------------------------------------------------------------------------- losses

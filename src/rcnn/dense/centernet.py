@@ -5,8 +5,7 @@ Letters: N images, L levels, T cells of a picture over all levels, K classes (1 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from rcnn.boxes.coding import DistanceCoder
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, per_prior
-from rcnn.dense.towers import ConvTower, Scale, prior_bias, start_small
+from rcnn.dense.towers import ConvTower, MakeNorm, Scale, group_norm, prior_bias, start_small
 from rcnn.matching.heatmap import HeatMap, HeatMapMatcher
 from rcnn.ops.losses import distance_giou_loss, mean_over_processes, off_peak_focal_loss, peak_focal_loss
 from rcnn.priors import PointGenerator
@@ -31,13 +30,6 @@ HeatScore = Literal["heat", "root"]
 BoxWeights = Literal["equal", "heat"]
 # Distances start at eight strides: the ReLU behind them would let nothing learn that starts below 0.
 _FIRST_DISTANCE = 8.0
-
-
-def group_norm(channels: int) -> nn.Module:
-    """Group norm of 32 groups, or of as many as `channels` share with 32; of two channels at least, for maps of one
-    cell: torch norms no group of a single value."""
-    groups = math.gcd(32, channels)
-    return nn.GroupNorm(max(groups // 2, 1) if groups == channels else groups, channels)
 
 
 class CenterNetHead(AbstractDenseHead):
@@ -62,7 +54,7 @@ class CenterNetHead(AbstractDenseHead):
         num_classes: int = 1,
         channels: int | None = None,
         num_convs: int = 4,
-        make_norm: Callable[[int], nn.Module] | None = group_norm,
+        make_norm: MakeNorm | None = group_norm,
         heat_tower: HeatTower | None = None,
         score: HeatScore | None = None,
         matcher: HeatMapMatcher | None = None,

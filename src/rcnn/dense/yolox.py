@@ -19,7 +19,7 @@ from rcnn.boxes.geometry import paired_iou
 from rcnn.dense.assignment import Assignment, assign
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, per_prior
-from rcnn.dense.towers import prior_bias
+from rcnn.dense.towers import MakeNorm, prior_bias
 from rcnn.matching.iou import Matches
 from rcnn.matching.simota import SimOTAMatcher
 from rcnn.ops.losses import mean_over_processes
@@ -31,15 +31,13 @@ MAX_LOG_STRIDES = math.log(1e4)
 # The least union of an IoU, in square pixels (MMDetection).
 _LEAST_UNION = 1e-6
 
-batch_norm: Callable[[int], nn.Module] = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.03)
+batch_norm: MakeNorm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.03)
 
 
 class SiLUTower(nn.Module):
     """`num_convs` 3x3 convolutions, each with a norm and SiLU."""
 
-    def __init__(
-        self, *, in_channels: int, channels: int, num_convs: int, make_norm: Callable[[int], nn.Module]
-    ) -> None:
+    def __init__(self, *, in_channels: int, channels: int, num_convs: int, make_norm: MakeNorm) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * num_convs
         self.convs = nn.ModuleList(
@@ -107,7 +105,7 @@ class YOLOXHead(AbstractDenseHead):
         num_classes: int = 1,
         channels: int | None = None,
         num_convs: int = 2,
-        make_norm: Callable[[int], nn.Module] = batch_norm,
+        make_norm: MakeNorm = batch_norm,
         matcher: SimOTAMatcher | None = None,
         coder: DeltaCoder | None = None,
         box_weight: float = 5.0,
