@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from rcnn.boxes.filtering import DetectionFilter
+from rcnn.boxes.filtering import DetectionFilter, SoftNMS
 
 SQUARE = (0.0, 0.0, 10.0, 10.0)
 # Nine tenths of the square: IoU 0.9.
@@ -46,3 +46,16 @@ def test_the_best_are_kept_best_first() -> None:
 def test_boxes_without_area_and_without_numbers_are_left_out() -> None:
     rows = [((5.0, 5.0, 5.0, 9.0), 0.75, 0), ((math.nan, 0.0, 5.0, 5.0), 0.75, 0), (SQUARE, math.nan, 0)]
     assert run(DetectionFilter(), *rows, (SQUARE, 0.5, 0)) == [(SQUARE, 0.5, 0)]
+
+
+def test_soft_nms_takes_the_place_of_the_hard_one() -> None:
+    rows = ((NEARLY, 0.5, 0), (SQUARE, 0.75, 0), (NEARLY, 0.25, 1))
+    # An IoU of 0.9: 0.5 becomes 0.05, and the other class is as it was.
+    found = run(DetectionFilter(soft_nms=SoftNMS()), *rows)
+    assert [(box, label) for box, _, label in found] == [(SQUARE, 0), (NEARLY, 1), (NEARLY, 0)]
+    torch.testing.assert_close(torch.tensor([score for _, score, _ in found]), torch.tensor([0.75, 0.25, 0.05]))
+    # The linear decay begins at `nms_iou`.
+    assert [score for _, score, _ in run(DetectionFilter(nms_iou=0.95, soft_nms=SoftNMS()), *rows)] == [0.75, 0.5, 0.25]
+    few = DetectionFilter(max_detections=1, soft_nms=SoftNMS(decay="gaussian"))
+    assert run(few, *rows) == [(SQUARE, 0.75, 0)]
+    assert run(DetectionFilter(soft_nms=SoftNMS())) == []

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rcnn.matching.iou import Matches
-from rcnn.matching.sampling import BalancedSampler, EverySampler
+from rcnn.matching.sampling import BalancedSampler, EverySampler, HardExampleSampler
 
 
 def matches(num_positive: int, num_negative: int, num_neither: int = 3) -> Matches:
@@ -75,3 +75,21 @@ def test_every_sampler_leaves_out_neither() -> None:
     sample = EverySampler()(matches(2, 3, 4))
     assert sample.positive.tolist() == [0, 1]
     assert sample.negative.tolist() == [2, 3, 4]
+
+
+def test_the_hardest_are_kept_within_the_quotas() -> None:
+    sampler = HardExampleSampler(total=4, positive_fraction=0.5)
+    # Positives 0 to 2, negatives 3 to 7, and one that is neither and the hardest of all.
+    losses = torch.tensor([0.1, 0.9, 0.5, 0.2, 0.8, 0.3, 0.7, 0.0, 9.0])
+    sample = sampler(matches(3, 5, 1), losses)
+    assert sample.positive.tolist() == [1, 2]
+    assert sample.negative.tolist() == [4, 6]
+
+
+def test_places_that_positives_leave_go_to_negatives() -> None:
+    sampler = HardExampleSampler(total=4, positive_fraction=0.5)
+    sample = sampler(matches(1, 5, 0), torch.tensor([0.0, 0.5, 0.4, 0.3, 0.2, 0.1]))
+    assert sample.positive.tolist() == [0]
+    assert sample.negative.tolist() == [1, 2, 3]
+    nothing = sampler(matches(0, 0, 0), torch.zeros(0))
+    assert (len(nothing.positive), len(nothing.negative)) == (0, 0)

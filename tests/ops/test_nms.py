@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from rcnn.ops.nms import class_offset_nms, nms
+from rcnn.ops.nms import Decay, class_offset_nms, nms, soft_nms
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,94 @@ def test_double_scores_are_not_rounded_to_the_boxes() -> None:
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])
     scores = torch.tensor([0.5, 0.5 + 1e-12], dtype=torch.float64)
     assert nms(boxes, scores, 0.5).tolist() == [1]
+
+
+# ------------------------------------------------------------------------------------------------------------- soft NMS
+
+
+def test_soft_by_hand() -> None:
+    # The second overlaps the first by 1/2 (10 x 5 in 10 x 10), the third neither.
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]])
+    scores, groups = torch.tensor([0.8, 0.6, 0.2]), torch.zeros(3, dtype=torch.int64)
+    kept, lowered = soft_nms(boxes, scores, groups, decay="linear", iou_threshold=0.5)
+    assert kept.tolist() == [0, 1, 2]
+    assert_close(lowered, torch.tensor([0.8, 0.3, 0.2]))  # from the threshold up: 0.6 x (1 - 1/2)
+    kept, lowered = soft_nms(boxes, scores, groups, decay="linear", iou_threshold=0.51)
+    assert_close(lowered, torch.tensor([0.8, 0.6, 0.2]))
+    kept, lowered = soft_nms(boxes, scores, groups, decay="gaussian", sigma=0.5)
+    assert_close(lowered, torch.tensor([0.8, 0.6 * math.exp(-0.5), 0.2]))
+    kept, lowered = soft_nms(boxes, scores, groups, decay="linear", iou_threshold=0.5, min_score=0.25)
+    assert kept.tolist() == [0, 1]
+    kept, lowered = soft_nms(boxes, scores, torch.tensor([0, 4, 0]), decay="linear", iou_threshold=0.5)
+    assert_close(lowered, scores)  # of another group
+
+
+@pytest.fixture(scope="module")
+def soft_oracle(shared: Path) -> dict[str, Tensor]:
+    with np.load(shared / "oracles/mmdetection/maths/arrays.npz") as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files if "soft_nms" in name}
+
+
+@pytest.mark.parametrize(("decay", "name"), [("linear", "linear"), ("gaussian", "gaussian_sigma0.5")])
+def test_soft_of_mmdetection(
+    oracle: dict[str, Tensor], soft_oracle: dict[str, Tensor], decay: Decay, name: str
+) -> None:
+    """mmcv's operator with iou_threshold 0.5, sigma 0.5 and min_score 0.05."""
+    boxes, scores = oracle["nms/boxes"].float(), oracle["nms/scores"].float()
+    groups = torch.zeros(len(scores), dtype=torch.int64)
+    kept, lowered = soft_nms(boxes, scores, groups, decay=decay, iou_threshold=0.5, sigma=0.5, min_score=0.05)
+    assert kept.tolist() == soft_oracle[f"soft_nms_{name}/keep"].tolist()
+    assert_close(lowered, soft_oracle[f"soft_nms_{name}/dets"][:, 4])
+
+
+def soft_by_the_paper(boxes: Tensor, scores: Tensor, decay: Decay, min_score: float) -> dict[int, float]:
+    """The pseudo-code of Bodla et al., figure 3, a box at a time."""
+    left = dict(enumerate(scores.tolist()))
+    done: dict[int, float] = {}
+    while left:
+        best = max(left, key=lambda index: (left[index], -index))
+        done[best] = left.pop(best)
+        for other in left:
+            overlap = torchvision.ops.box_iou(boxes[best : best + 1], boxes[other : other + 1]).item()
+            if decay == "linear":
+                left[other] *= 1 - overlap if overlap >= 0.3 else 1.0
+            else:
+                left[other] *= math.exp(-(overlap**2) / 0.5)
+        left = {index: score for index, score in left.items() if score >= min_score}
+    return done
+
+
+@pytest.mark.parametrize("decay", ["linear", "gaussian"])
+def test_soft_is_the_papers_in_each_group(decay: Decay) -> None:
+    boxes, _, groups = cluttered_boxes(90)
+    boxes = boxes.double()
+    # Scores without ties, whose order would not be defined.
+    scores = torch.rand(90, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    groups = groups % 3
+    expected: dict[int, float] = {}
+    for group in range(3):
+        members = (groups == group).nonzero()[:, 0]
+        found = soft_by_the_paper(boxes[members], scores[members], decay, 0.3)
+        expected |= {int(members[index]): score for index, score in found.items()}
+    kept, lowered = soft_nms(boxes, scores, groups, decay=decay, min_score=0.3)
+    assert 0 < len(expected) < 90
+    assert dict(zip(kept.tolist(), lowered.tolist(), strict=True)) == pytest.approx(expected)
+    assert (lowered[:-1] >= lowered[1:]).all()
+
+
+def test_soft_on_little() -> None:
+    for count in (0, 1):
+        boxes, scores, groups = torch.ones(count, 4), torch.ones(count), torch.ones(count, dtype=torch.int64)
+        kept, lowered = soft_nms(boxes, scores, groups, decay="gaussian")
+        assert (kept.tolist(), lowered.tolist()) == (list(range(count)), [1.0] * count)
+    # Boxes without area overlap nothing; a score that is no number leaves.
+    kept, lowered = soft_nms(
+        torch.zeros(3, 4), torch.tensor([0.5, 0.25, math.nan]), torch.zeros(3, dtype=torch.int64), decay="gaussian"
+    )
+    assert kept.tolist() == [0, 1]
+    half = torch.tensor([0.5, 0.25]).bfloat16()
+    _, lowered = soft_nms(torch.zeros(2, 4), half, torch.zeros(2, dtype=torch.int64), decay="linear")
+    assert lowered.dtype == torch.bfloat16
 
 
 class BothKinds(nn.Module):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -34,6 +37,34 @@ def test_where_the_epsilon_stands() -> None:
     side = squares(223.9999)
     assert LevelMap(epsilon=5e-7, epsilon_place="inside")(side, STRIDES).tolist() == [2]
     assert LevelMap(epsilon=5e-7, epsilon_place="outside")(side, STRIDES).tolist() == [1]
+
+
+# P3 to P7: 224 px belong to the map with stride 16, the second one.
+COARSE_STRIDES = (8, 16, 32, 64, 128)
+SIDES = (1, 111, 112, 223, 224, 447, 448, 895, 896, 1791, 1792, 9000)
+
+
+def test_a_pyramid_from_p3_up() -> None:
+    # Sides from 224 up to 448 are level 4 (stride 16); below is P3, which takes all that P2 would; P7 begins at 1792.
+    assert LevelMap()(squares(*SIDES), COARSE_STRIDES).tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_mmdetections_rule_counts_from_the_first_map() -> None:
+    rule = LevelMap(canonical_size_px=56, canonical_level=0, epsilon_place="inside", count="by_position")
+    # floor(log2(side / 56)) is 1 from 112 up, 2 from 224 up: one map coarser than the paper's.
+    assert rule(squares(*SIDES), COARSE_STRIDES).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 4, 4]
+    # From P2 up the two rules are one.
+    assert rule(squares(*SIDES), STRIDES).tolist() == LevelMap()(squares(*SIDES), STRIDES).tolist()
+
+
+@pytest.mark.parametrize("num_levels", [4, 5])
+def test_mmdetections_recorded_levels(shared: Path, num_levels: int) -> None:
+    rule = LevelMap(canonical_size_px=56, canonical_level=0, epsilon_place="inside", count="by_position")
+    with np.load(shared / "oracles/mmdetection/maths/arrays.npz") as arrays:
+        boxes = torch.from_numpy(arrays["levels/rois"][:, 1:])
+        recorded = arrays[f"levels/assigned_{num_levels}_levels"].tolist()
+    for strides in (STRIDES, COARSE_STRIDES)[num_levels - 4 :]:
+        assert rule(boxes, strides[:num_levels]).tolist() == recorded
 
 
 def test_levels_of_one_stride() -> None:

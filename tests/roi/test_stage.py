@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from rcnn.boxes.coding import DeltaCoder
 from rcnn.boxes.filtering import DetectionFilter
-from rcnn.matching.sampling import BalancedSampler, EverySampler
+from rcnn.errors import SetupError
+from rcnn.matching.sampling import BalancedSampler, EverySampler, HardExampleSampler
 from rcnn.records import Levels, LevelShape, Proposals, Size, Target
 from rcnn.roi.box_head import BoxPredictor, BoxRegression
+from rcnn.roi.box_loss import DecodedBoxLoss
+from rcnn.roi.classification import SigmoidClassification
 from rcnn.roi.pooling import RoIPooling, align
 from rcnn.roi.stage import RoIStage
 
@@ -148,6 +151,59 @@ def test_losses_are_over_the_regions_of_all_pictures() -> None:
     assert losses["roi_box"].item() == pytest.approx((1 - 1 / 18) / 3)
 
 
+def test_the_truth_may_stay_out() -> None:
+    regions = stage(sampler=EverySampler(), join_truth=False).sample(proposals(FAR, NEAR), target(BOX, labels=(1,)))
+    assert regions.boxes_xyxy.tolist() == [list(FAR), list(NEAR)]
+    assert regions.labels.tolist() == [K, 1]
+
+
+def sigmoid_stage(**choices: object) -> RoIStage:
+    sigmoid = SigmoidClassification(initial_probability=0.5)
+    return RoIStage(
+        pooling=RoIPooling(output_size=1, pool=align(sampling_ratio=2, aligned=True)),
+        box_head=nn.Flatten(),
+        predictor=BoxPredictor(in_features=3, num_classes=K, classification=sigmoid),
+        num_classes=K,
+        sampler=EverySampler(),
+        classification=sigmoid,
+        **choices,  # type: ignore[arg-type]
+    )
+
+
+def test_sigmoids_and_a_loss_on_boxes() -> None:
+    one = still(sigmoid_stage(box_loss=DecodedBoxLoss(kind="linear_iou", weight=10)))
+    losses = one.loss(levels(), [proposals(FAR, NEAR)], [target(BOX, labels=(1,))])
+    # Two classes at 1/2 for each of three regions.
+    assert losses["roi_classification"].item() == pytest.approx(2 * math.log(2))
+    # NEAR to BOX: an IoU of 36/44. BOX to itself: 1.
+    assert losses["roi_box"].item() == pytest.approx(10 * (8 / 44) / 3)
+
+
+def test_the_classification_must_be_the_predictors() -> None:
+    with pytest.raises(SetupError, match="3 class logits; allowed: 2"):
+        stage(classification=SigmoidClassification())
+
+
+def test_the_hardest_regions_are_trained() -> None:
+    # The head looks at the maps, which are constant but for two places; what it sees there is more like class 0.
+    one = stage(sampler=HardExampleSampler(total=2, positive_fraction=0.5), join_truth=False)
+    for layer in (one.predictor.classes, one.predictor.deltas):
+        nn.init.zeros_(layer.weight)
+    with torch.no_grad():
+        one.predictor.classes.weight[0] = 1.0
+    pyramid = levels()
+    pyramid.maps[0][:, :, 15:, 15:] = 1.0
+    easy, hard = (0.0, 60.0, 30.0, 90.0), FAR
+    with torch.no_grad():
+        (regions,) = one.draw(pyramid, [proposals(easy, hard, NEAR, BOX)], [target(BOX, labels=(0,))])
+    # One positive of two, which are equally hard to the head; and of the negatives the one that looks like class 0.
+    assert sorted(regions.labels.tolist()) == [0, K]
+    assert list(hard) in regions.boxes_xyxy.tolist()
+    losses = one.loss(pyramid, [proposals(easy, hard, NEAR, BOX)], [target(BOX, labels=(0,))])
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(parameter.grad is not None for parameter in one.parameters())
+
+
 # ----------------------------------------------------------------------------------------------------------- detections
 
 
@@ -210,3 +266,21 @@ def test_half_precision_logits_give_float32_detections() -> None:
         torch.tensor([[9.0, 0, 0]]).bfloat16(), torch.zeros(1, K, 4).bfloat16(), [torch.tensor([BOX])], [SIZE]
     )
     assert found.boxes_xyxy.dtype == found.scores.dtype == torch.float32
+
+
+def test_sigmoid_scores() -> None:
+    one = sigmoid_stage(coder=DeltaCoder())
+    (found,) = one.detect(torch.tensor([[math.log(3), 0.0]]), torch.zeros(1, K, 4), [torch.tensor([BOX])], [SIZE])
+    torch.testing.assert_close(found.scores, torch.tensor([0.75, 0.5]))
+    assert found.labels.tolist() == [0, 1]
+
+
+def test_the_score_of_the_proposal_is_fused() -> None:
+    one = still(stage(fusion="product"))
+    (found,) = one.predict(levels(), [proposals(FAR, BOX)])
+    # A third for each class, times 0.9 and 0.1: those of 0.033 are under the threshold.
+    torch.testing.assert_close(found.scores, torch.tensor([0.3, 0.3]))
+    without = Proposals(boxes_xyxy=torch.tensor([FAR]), scores=None)
+    with pytest.raises(SetupError, match="proposals without scores"):
+        one.predict(levels(), [without])
+    assert len(still(stage()).predict(levels(), [without])[0]) == 2
