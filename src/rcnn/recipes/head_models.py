@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,28 +12,36 @@ from torch import Tensor, nn
 from rcnn.backbones.norm import norm_factory
 from rcnn.boxes.coding import DeltaCoder
 from rcnn.dense.atss import ATSSHead
-from rcnn.dense.centernet import CenterNetHead, group_norm
+from rcnn.dense.centernet import CenterNetHead
+from rcnn.dense.fcos import FCOSHead
 from rcnn.dense.gfl import GFLHead
 from rcnn.dense.interface import AbstractDenseHead
+from rcnn.dense.normalizers import MovingNormalizer, by_batch, by_picture
+from rcnn.dense.retinanet import RetinaNetHead
 from rcnn.dense.rpn import RPNHead
 from rcnn.dense.tood import TOODHead
+from rcnn.dense.towers import group_norm
 from rcnn.dense.yolox import YOLOXHead
 from rcnn.errors import Problem, SetupError
 from rcnn.matching.atss import ATSSMatcher
+from rcnn.matching.centre import CentreMatcher
 from rcnn.matching.heatmap import HeatMapMatcher
 from rcnn.matching.iou import IoUMatcher
 from rcnn.matching.sampling import BalancedSampler, EverySampler
 from rcnn.matching.simota import SimOTAMatcher
 from rcnn.matching.task_aligned import TaskAlignedMatcher
 from rcnn.necks.interface import AbstractNeck
-from rcnn.priors import AnchorGenerator
+from rcnn.priors import AnchorGenerator, PointGenerator
 from rcnn.recipes.heads import (
     ATSSMatcherSpec,
     ATSSSpec,
+    BeyondPicture,
     CenterNetSpec,
     DenseHeadSpec,
+    FCOSSpec,
     GFLSpec,
     HeadNorm,
+    RetinaNetSpec,
     RPNSpec,
     TOODSpec,
     YOLOXSpec,
@@ -52,7 +61,11 @@ def build_head(spec: DenseHeadSpec, neck: AbstractNeck, *, num_classes: int, div
     """The head on the neck's maps; `divisor_px` is what batches are padded to. Raises `SetupError`."""
     match spec:
         case RPNSpec():
-            return _build_rpn(spec, neck, num_classes)
+            return _build_rpn(spec, neck, num_classes, divisor_px)
+        case RetinaNetSpec():
+            return _build_retinanet(spec, neck, num_classes, divisor_px)
+        case FCOSSpec():
+            return _build_fcos(spec, neck, num_classes)
         case ATSSSpec():
             return ATSSHead(
                 in_channels=neck.channels,
@@ -90,7 +103,7 @@ def build_head(spec: DenseHeadSpec, neck: AbstractNeck, *, num_classes: int, div
             return _build_yolox(spec, neck, num_classes)
 
 
-def _build_rpn(spec: RPNSpec, neck: AbstractNeck, num_classes: int) -> RPNHead:
+def _build_rpn(spec: RPNSpec, neck: AbstractNeck, num_classes: int, divisor_px: int) -> RPNHead:
     return RPNHead(
         in_channels=neck.channels,
         anchors=build_anchors(spec.anchors, neck),
@@ -102,6 +115,55 @@ def _build_rpn(spec: RPNSpec, neck: AbstractNeck, num_classes: int) -> RPNHead:
         sampler=build_sampler(spec.sampler),
         box_loss=build_box_loss(spec.box_loss),
         border_px=spec.border_px,
+        size_divisor_px=_divisor(spec.beyond_picture, divisor_px),
+        loss_count=spec.loss_count,
+    )
+
+
+def _divisor(beyond_picture: BeyondPicture, divisor_px: int) -> int | None:
+    """What the heads round a picture up to: cells beyond take no part. None: they are negatives."""
+    return divisor_px if beyond_picture == "left_out" else None
+
+
+def _build_retinanet(spec: RetinaNetSpec, neck: AbstractNeck, num_classes: int, divisor_px: int) -> RetinaNetHead:
+    normalizers = {"batch": by_batch, "picture": by_picture}
+    return RetinaNetHead(
+        in_channels=neck.channels,
+        num_classes=num_classes,
+        strides_px=neck.strides_px,
+        channels=spec.channels,
+        num_convs=spec.num_convs,
+        make_norm=_optional_norm(spec.norm),
+        anchors=None if spec.anchors is None else build_anchors(spec.anchors, neck),
+        matcher=build_matcher(spec.matcher),
+        coder=build_coder(spec.coder),
+        box_loss=build_box_loss(spec.box_loss, reduction="none"),
+        normalizer=normalizers[spec.normalizer] if spec.normalizer != "moving" else MovingNormalizer(),
+        size_divisor_px=_divisor(spec.beyond_picture, divisor_px),
+    )
+
+
+def _build_fcos(spec: FCOSSpec, neck: AbstractNeck, num_classes: int) -> FCOSHead:
+    return FCOSHead(
+        in_channels=neck.channels,
+        num_classes=num_classes,
+        strides_px=neck.strides_px,
+        channels=spec.channels,
+        num_convs=spec.num_convs,
+        make_norm=_optional_norm(spec.norm),
+        conv_bias=spec.conv_bias,
+        scaled=spec.scaled,
+        centerness_branch=spec.centerness_branch,
+        distances=spec.distances,
+        points=PointGenerator(offset=spec.points.offset, stride_rule=spec.points.stride_rule),
+        matcher=CentreMatcher(
+            radius_strides=spec.matcher.radius_strides,
+            range_strides=spec.matcher.range_strides,
+            range_ends=spec.matcher.range_ends,
+        ),
+        box_loss=spec.box_loss,
+        box_weights=spec.box_weights,
+        score_fusion=spec.score_fusion,
     )
 
 
@@ -217,6 +279,7 @@ def build_matcher(spec: MatcherSpec) -> IoUMatcher:
         positive_iou=spec.positive_iou,
         negative_iou=spec.negative_iou,
         low_quality_iou=spec.low_quality_iou,
+        claim_owner=spec.claim_owner,
         ignore_share=spec.ignore_share,
     )
 
@@ -227,10 +290,12 @@ def build_sampler(spec: SamplerSpec) -> BalancedSampler | EverySampler:
     return EverySampler()
 
 
-def build_box_loss(spec: BoxLossSpec) -> Callable[[Tensor, Tensor], Tensor]:
+def build_box_loss(
+    spec: BoxLossSpec, *, reduction: Literal["sum", "none"] = "sum"
+) -> Callable[[Tensor, Tensor], Tensor]:
     if isinstance(spec, L1Spec):
-        return partial(F.l1_loss, reduction="sum")
-    return partial(F.smooth_l1_loss, beta=spec.beta, reduction="sum")
+        return partial(F.l1_loss, reduction=reduction)
+    return partial(F.smooth_l1_loss, beta=spec.beta, reduction=reduction)
 
 
 def _build_atss_matcher(spec: ATSSMatcherSpec) -> ATSSMatcher:

@@ -10,6 +10,7 @@ from rcnn.recipes.parts import (
     BalancedSamplerSpec,
     BoxLossSpec,
     DeltaCoderSpec,
+    L1Spec,
     MatcherSpec,
     NotNegative,
     NotNegativeFloat,
@@ -19,6 +20,10 @@ from rcnn.recipes.parts import (
     Share,
     SmoothL1Spec,
 )
+
+# Cells of a picture's padding in its batch: no part of the training (MMDetection), or negatives (torchvision).
+BeyondPicture = Literal["left_out", "negative"]
+HeadNorm = Literal["group", "batch", "sync", "none"]
 
 
 class RPNSpec(Spec):
@@ -33,9 +38,62 @@ class RPNSpec(Spec):
     box_loss: BoxLossSpec = SmoothL1Spec()
     border_px: NotNegativeFloat | None = None
     """Anchors that reach further over the edge are not trained; null: all are."""
+    beyond_picture: BeyondPicture = "negative"
+    loss_count: Literal["sampled", "at_least_one_positive"] | Positive = "sampled"
+    """By how many anchors of a picture the losses are divided: a number counts whatever was sampled (detectron2)."""
 
 
-HeadNorm = Literal["group", "batch", "sync", "none"]
+class RetinaNetSpec(Spec):
+    """Focal loss over anchors of three sizes and ratios per cell."""
+
+    type: Literal["retinanet"] = "retinanet"
+    num_convs: NotNegative = 4
+    channels: Positive = 256
+    norm: HeadNorm = "none"
+    anchors: AnchorSpec | None = None
+    """null: three sizes from 4 strides of the level up, three ratios."""
+    matcher: MatcherSpec = MatcherSpec(positive_iou=0.5, negative_iou=0.4, low_quality_iou=0.0, claim_owner="claimer")
+    coder: DeltaCoderSpec = DeltaCoderSpec(symmetric_clamp=True)
+    box_loss: BoxLossSpec = L1Spec()
+    normalizer: Literal["batch", "picture", "moving"] = "batch"
+    """What divides the losses: the batch's positives, each picture's (torchvision), a moving mean (detectron2)."""
+    beyond_picture: BeyondPicture = "left_out"
+
+
+class PointSpec(Spec):
+    offset: NotNegativeFloat = 0.5
+    """Where in its cell a point lies, in strides."""
+    stride_rule: Literal["nominal", "image_over_grid"] = "nominal"
+
+
+class CentreMatcherSpec(Spec):
+    radius_strides: PositiveFloat | None = None
+    """How far from a box's centre its points may lie; null: anywhere in the box."""
+    range_strides: PositiveFloat = 8.0
+    """A level ends at boxes whose farthest side is so many of its strides away."""
+    range_ends: Literal["included", "excluded"] = "included"
+
+
+class FCOSSpec(Spec):
+    """Classes, distances to four sides and centerness for each cell; no anchors."""
+
+    type: Literal["fcos"] = "fcos"
+    num_convs: NotNegative = 4
+    channels: Positive = 256
+    norm: HeadNorm = "group"
+    conv_bias: bool | None = None
+    """null: where there is no norm."""
+    scaled: bool = True
+    """A learnt factor of the distances for each level."""
+    centerness_branch: Literal["classes", "boxes"] = "classes"
+    distances: Literal["exp", "relu"] = "exp"
+    """exp: pixels; relu: strides of the level (norm-on-bbox)."""
+    points: PointSpec = PointSpec()
+    matcher: CentreMatcherSpec = CentreMatcherSpec()
+    box_loss: Literal["iou", "linear_iou", "giou"] = "iou"
+    box_weights: Literal["centerness", "equal"] = "centerness"
+    score_fusion: Literal["rescore", "product", "sqrt"] = "rescore"
+    """How centerness enters the score: after the best were chosen by class (MMDetection), or before."""
 
 
 class ATSSMatcherSpec(Spec):
@@ -148,4 +206,4 @@ class YOLOXSpec(Spec):
     """Of the raw boxes' L1 loss, which YOLOX adds (1.0) in its last 15 epochs."""
 
 
-DenseHeadSpec = RPNSpec | ATSSSpec | GFLSpec | TOODSpec | CenterNetSpec | YOLOXSpec
+DenseHeadSpec = RPNSpec | RetinaNetSpec | FCOSSpec | ATSSSpec | GFLSpec | TOODSpec | CenterNetSpec | YOLOXSpec

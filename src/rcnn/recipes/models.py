@@ -21,7 +21,7 @@ from rcnn.backbones.pretrained import (
 from rcnn.backbones.resnet import ResNetBackbone
 from rcnn.backbones.timm import TimmBackbone, imagenet_tensors
 from rcnn.backbones.vgg import VGG16Backbone
-from rcnn.boxes.filtering import DetectionFilter
+from rcnn.boxes.filtering import DetectionFilter, SoftNMS
 from rcnn.detectors.first_stage import ProposalDetector
 from rcnn.detectors.one_stage import OneStageDetector
 from rcnn.detectors.pyramid import AbstractPyramidDetector
@@ -60,6 +60,7 @@ from rcnn.recipes.recipe import (
     RoISpec,
     SigmoidSpec,
     SoftmaxSpec,
+    SoftNMSSpec,
     TimmSpec,
     TwoFCSpec,
     TwoStageSpec,
@@ -119,6 +120,7 @@ def _build_on(
                 detection_filter=DetectionFilter(
                     score_threshold=0.0,
                     nms_iou=spec.nms_iou,
+                    soft_nms=build_soft_nms(spec.soft_nms),
                     max_detections=spec.max_detections,
                     min_side_px=spec.min_side_px,
                 ),
@@ -317,11 +319,16 @@ def _build_stage(
         detection_filter=DetectionFilter(
             score_threshold=spec.score_threshold,
             nms_iou=spec.nms_iou,
+            soft_nms=build_soft_nms(spec.soft_nms),
             max_detections=spec.max_detections,
             min_side_px=spec.min_side_px,
         ),
         fusion=spec.fusion,
     )
+
+
+def build_soft_nms(spec: SoftNMSSpec | None) -> SoftNMS | None:
+    return None if spec is None else SoftNMS(decay=spec.decay, sigma=spec.sigma, min_score=spec.min_score)
 
 
 def build_classification(spec: SoftmaxSpec | SigmoidSpec) -> Classification:
@@ -357,6 +364,7 @@ def build_pooling(spec: PoolingSpec) -> RoIPooling:
         canonical_level=spec.level_map.canonical_level,
         epsilon=spec.level_map.epsilon,
         epsilon_place=spec.level_map.epsilon_place,
+        count=spec.level_map.count,
     )
     return RoIPooling(output_size=spec.output_size, pool=pool, level_map=level_map)
 

@@ -34,6 +34,8 @@ class MatcherSpec(Spec):
     negative_iou: Share = 0.3
     low_quality_iou: Share | None = None
     """Each box claims its best references from this IoU up; null: it does not."""
+    claim_owner: Literal["best", "claimer"] = "best"
+    """Whose a claimed reference is that overlaps another box more: that one's, or the claimer's (MMDetection)."""
     ignore_share: Share = 0.5
     """Negatives that lie in an ignore region by this share are left out."""
 

@@ -160,6 +160,8 @@ class LevelMapSpec(Spec):
     canonical_level: NotNegative = 4
     epsilon: NotNegativeFloat = 1e-6
     epsilon_place: Literal["outside", "inside"] = "outside"
+    count: Literal["by_stride", "by_position"] = "by_stride"
+    """What canonical_level counts: powers of two of the stride, or the maps whatever their stride (MMDetection)."""
 
 
 class RoIAlignSpec(Spec):
@@ -234,6 +236,14 @@ class HardExampleSamplerSpec(Spec):
     positive_fraction: Share = 0.25
 
 
+class SoftNMSSpec(Spec):
+    """Scores of boxes that overlap a better one are lowered; no box is dropped for it."""
+
+    decay: Literal["linear", "gaussian"] = "linear"
+    sigma: PositiveFloat = 0.5
+    min_score: Share = 1e-3
+
+
 class RegionSpec(Spec):
     """What one stage and a cascade have in common."""
 
@@ -247,6 +257,8 @@ class RegionSpec(Spec):
     """How the proposal's score enters the final one."""
     score_threshold: Share = 0.05
     nms_iou: Share = 0.5
+    soft_nms: SoftNMSSpec | None = None
+    """null: NMS drops what overlaps a better one by more than nms_iou."""
     max_detections: Positive | None = 100
     """null: all that pass."""
     min_side_px: NotNegativeFloat = 1e-2
@@ -307,6 +319,8 @@ class OneStageSpec(Spec):
     """Candidates kept of each level before NMS."""
     score_threshold: Share = 0.05
     nms_iou: Share = 0.5
+    soft_nms: SoftNMSSpec | None = None
+    """null: NMS drops what overlaps a better one by more than nms_iou."""
     max_detections: Positive | None = 100
     min_side_px: NotNegativeFloat = 0.0
 
