@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rcnn.priors import AnchorGenerator, PointGenerator, cell_anchors
+from rcnn.priors import AnchorGenerator, PointGenerator, cell_anchors, octave_anchors
 from rcnn.records import LevelShape, Size
 
 CPU = torch.device("cpu")
@@ -110,3 +110,19 @@ def test_points_as_mmdetection(shared: Path) -> None:
     # x, y and twice the stride.
     assert points[:20].tolist() == head[:, :2].tolist()
     assert points[-5:].tolist() == tail[:, :2].tolist()
+
+
+def test_points_of_a_rounded_up_level() -> None:
+    # As torchvision infers it: 480 // 4 = 120 and 608 // 5 = 121 instead of 128.
+    generator = PointGenerator(offset=0.0, stride_rule="image_over_grid")
+    shape = LevelShape(height=4, width=5, stride_px=128)
+    (points,) = generator([shape], Size(480, 608), dtype=torch.float32, device=CPU)
+    assert points[6].tolist() == [121, 120]
+
+
+def test_octave_anchors_as_mmdetection(shared: Path) -> None:
+    with np.load(shared / "oracles" / "mmdetection" / "maths" / "arrays.npz") as arrays:
+        expected = torch.from_numpy(arrays["anchors/retinanet/cell"])
+    cells = torch.cat(octave_anchors((8, 16, 32, 64, 128)).cells)
+    # Recorded in float32.
+    torch.testing.assert_close(cells.float(), expected, rtol=1e-6, atol=1e-4)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peers import (
@@ -223,6 +225,61 @@ def test_the_start() -> None:
     head = one_level()
     torch.testing.assert_close(head.tower.classes.bias, torch.full((2,), -math.log(99)))
     assert not head.tower.deltas.bias.any()  # type: ignore[union-attr]
+
+
+# The three peers on their common recording: the order of the anchors of a cell, the matcher, what is left out.
+RECORDED = {
+    "mmdetection/retinanet_r50_fpn_1x": {},
+    "torchvision/retinanet_resnet50_fpn": {
+        "anchors": AnchorGenerator(
+            sizes_px=tuple(tuple(int(4 * stride * 2 ** (k / 3)) for k in range(3)) for stride in STRIDES),
+            rounded=True,
+            stride_rule="image_over_grid",
+        ),
+        "matcher": IoUMatcher(positive_iou=0.5, negative_iou=0.4, low_quality_iou=0.0),
+        "size_divisor_px": None,
+    },
+    "detectron2/retinanet_R_50_FPN_1x": {
+        "matcher": IoUMatcher(positive_iou=0.5, negative_iou=0.4, low_quality_iou=0.0),
+        "size_divisor_px": None,
+    },
+}
+
+
+@pytest.mark.parametrize("case", RECORDED)
+@pytest.mark.parametrize("picture", [0, 1])
+def test_matching_as_recorded(shared: Path, case: str, picture: int) -> None:
+    with np.load(shared / "oracles" / case / "arrays.npz") as arrays:
+        index = next(
+            name
+            for name in arrays.files
+            if name.startswith("train/assign/positive") and name.endswith(f"index/{picture}")
+        )
+        expected = torch.from_numpy(arrays[index])
+        counts = arrays[f"train/assign/num_pos_neg_ignored/{picture}"].tolist()
+        boxes = torch.from_numpy(arrays[f"train/pre/gt_boxes/{picture}"]).double()
+    head = RetinaNetHead(
+        in_channels=1,
+        num_classes=1,
+        strides_px=STRIDES,
+        channels=1,
+        num_convs=0,
+        **RECORDED[case],  # type: ignore[arg-type]
+    )
+    shapes = tuple(
+        LevelShape(height=math.ceil(480 / stride), width=math.ceil(608 / stride), stride_px=stride)
+        for stride in STRIDES
+    )
+    size = Size(height=400, width=600) if picture == 0 else Size(height=480, width=400)
+    anchors = head.anchors(shapes, Size(height=480, width=608), dtype=torch.float64, device=torch.device("cpu"))
+    target = Target(boxes_xyxy=boxes, labels=torch.zeros(len(boxes), dtype=torch.int64))
+    matches = head.match(torch.cat(anchors), target, size, shapes)
+    if case.startswith("detectron2"):  # in a cell size by size, ours ratio by ratio
+        cell, within = expected // 9, expected % 9
+        expected = (cell * 9 + within % 3 * 3 + within // 3).sort().values
+    assert matches.positive.nonzero().flatten().tolist() == expected.tolist()
+    positive, negative = int(matches.positive.sum()), int(matches.negative.sum())
+    assert [positive, negative, len(matches.positive) - positive - negative] == counts
 
 
 def small(normalizer: object) -> Callable[[int], RetinaNetHead]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -100,3 +103,38 @@ def test_a_box_without_area_matches_nothing_and_harms_nothing() -> None:
     assert matches.positive.tolist() == [False, True, False]
     assert matches.gt_index.tolist()[1] == 1
     assert matches.negative.tolist() == [True, False, True]
+
+
+def test_a_claimed_reference_may_go_to_its_claimer() -> None:
+    # Boxes 1 and 2 claim reference 0, which overlaps box 0 most; box 0 claims reference 1.
+    matches = match_by_iou(
+        torch.tensor([[0.5, 0.9], [0.4, 0.1], [0.3, 0.2]]),
+        positive_iou=0.7,
+        negative_iou=0.3,
+        low_quality_iou=0.0,
+        claim_owner="claimer",
+    )
+    assert matches.positive.tolist() == [True, True]
+    assert matches.gt_index.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "positive_iou", "negative_iou", "low_quality_iou"),
+    [("rpn", 0.7, 0.3, 0.3), ("rpn_min0", 0.7, 0.3, 0.0), ("rcnn", 0.5, 0.5, None), ("retina", 0.5, 0.4, 0.0)],
+)
+def test_as_mmdetection(
+    shared: Path, name: str, positive_iou: float, negative_iou: float, low_quality_iou: float | None
+) -> None:
+    """Its `MaxIoUAssigner` on the first six boxes: 0 is negative, -1 neither, else one more than the box's number."""
+    with np.load(shared / "oracles" / "mmdetection" / "maths" / "arrays.npz") as arrays:
+        boxes, priors = (torch.from_numpy(arrays[key]) for key in ("coder/gt", "assigner/priors"))
+        expected = arrays[f"assigner/{name}/gt_inds"].tolist()
+    target = Target(boxes_xyxy=boxes[:6], labels=torch.arange(6))
+    matches = IoUMatcher(
+        positive_iou=positive_iou,
+        negative_iou=negative_iou,
+        low_quality_iou=low_quality_iou,
+        claim_owner="claimer",
+    )(priors, target)
+    found = torch.where(matches.positive, matches.gt_index + 1, torch.where(matches.negative, 0, -1))
+    assert found.tolist() == expected
