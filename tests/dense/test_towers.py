@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rcnn.dense.towers import ConvTower, Scale, prior_bias
+from rcnn.dense.towers import ConvTower, Scale, group_norm, prior_bias
 
 GROUPS_OF_TWO = partial(nn.GroupNorm, 2)
 
@@ -61,3 +61,14 @@ def test_the_first_score_is_the_prior() -> None:
     # -ln 99, as RetinaNet writes it.
     assert prior_bias(0.01) == pytest.approx(-4.59511985)
     assert torch.tensor(prior_bias(0.2)).sigmoid().item() == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(256, 32), (64, 32), (48, 16), (32, 16), (8, 4), (7, 1), (2, 1), (1, 1)]
+)
+def test_groups_of_the_norm(channels: int, groups: int) -> None:
+    norm = group_norm(channels)
+    assert isinstance(norm, nn.GroupNorm)
+    assert norm.num_groups == groups
+    if channels > 1:
+        norm(torch.randn(1, channels, 1, 1))  # of a single cell, which torch refuses for groups of one channel
