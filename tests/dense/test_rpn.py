@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rcnn.boxes.coding import DeltaCoder
+from rcnn.dense.contract import assert_is_dense_head
 from rcnn.dense.interface import DensePrediction
 from rcnn.dense.rpn import RPNHead
 from rcnn.matching.sampling import EverySampler
@@ -236,3 +237,47 @@ def test_half_precision_maps_are_decoded_in_float32() -> None:
     assert found.boxes_xyxy.dtype == found.scores.dtype == torch.float32
     losses = one.loss(half, [target((14.0, 0.0, 22.0, 32.0))])
     assert {value.dtype for value in losses.values()} == {torch.float32}
+
+
+# -------------------------------------------------------------------------------------------------------------- softmax
+
+
+def test_scores_of_a_softmax() -> None:
+    classes, deltas = silent(num_classes=2)  # a class and, last, background
+    classes[0][0, 2 * 1, 1, 2] = 3.0  # anchor 1 of cell (1, 2): its class
+    classes[0][0, 2 * 0 + 1, 0, 0] = 2.0  # anchor 0 of the first cell: background
+    (found,) = head(objectness="softmax").decode(prediction(classes, deltas), per_level=None, score_threshold=0.0)
+    # One score per anchor, 12 and 4: e^3 / (e^3 + 1), halves, and at the end of its level 1 / (1 + e^2).
+    assert found.scores[:12].tolist() == pytest.approx([1 / (1 + math.exp(-3)), *[0.5] * 10, 1 / (1 + math.exp(2))])
+    assert found.boxes_xyxy[0].tolist() == [16, 12, 48, 20]
+    assert not found.labels.any()
+
+
+def test_several_classes_share_a_softmax() -> None:
+    classes, deltas = silent(num_classes=4)
+    classes[1][0, 4 * 1 + 2, 0, 1] = math.log(3)  # anchor 1, class 2 of the last cell: 3 / (3 + 3)
+    found = head(num_classes=3, objectness="softmax").decode(
+        prediction(classes, deltas), per_level=1, score_threshold=0.4
+    )
+    assert found[0].scores.tolist() == pytest.approx([0.5])
+    assert found[0].labels.tolist() == [2]
+
+
+def test_losses_of_a_softmax() -> None:
+    truth = target((12.0, 0.0, 20.0, 32.0))
+    classes, deltas = silent(num_classes=2)
+    classes[0][0, 1, 1, 1] = 1.0  # background of the positive anchor, 0 at (1, 1)
+    one = head(objectness="softmax", sampler=EverySampler())
+    found = one.loss(prediction(classes, deltas), [truth])
+    matches = one.match(torch.cat(one.make_anchors(prediction(classes, deltas))), truth, SIZE)
+    count = int(matches.positive.sum() + matches.negative.sum())
+    # ln 2 for each but the one: ln(1 + e).
+    assert found["classification"].item() == pytest.approx(((count - 1) * math.log(2) + math.log(1 + math.e)) / count)
+
+
+@pytest.mark.parametrize("choices", [{"objectness": "softmax"}, {"num_convs": 2, "size_divisor_px": 32}])
+def test_the_contract(choices: dict[str, object]) -> None:
+    def make(num_classes: int) -> RPNHead:
+        return head(num_classes=num_classes, **choices)
+
+    assert_is_dense_head(make, in_channels=CHANNELS, strides_px=(16, 32))

@@ -20,7 +20,8 @@ class DensePrediction:
     """A head's raw maps per level, before any activation, and the pyramid that they were made from.
 
     `classes[l]` is [N, A * K, H_l, W_l], `boxes[l]` [N, A * 4, H_l, W_l], priors of a cell before classes and
-    coordinates; `quality[l]` [N, A, H_l, W_l] where the head has such a branch (FCOS's centerness), else no maps.
+    coordinates; `quality[l]` [N, A, H_l, W_l] where the head has such a branch (FCOS's centerness), else no maps. A head
+    whose maps hold more per prior (a logit for background, sides as distributions) says so.
     """
 
     classes: tuple[Tensor, ...]
@@ -59,5 +60,6 @@ class AbstractDenseHead(nn.Module, ABC):
     def decode(self, prediction: DensePrediction, *, per_level: int | None, score_threshold: float) -> list[Candidates]:
         """Per picture at most `per_level` candidates of each level (None: all), best first, levels one after the other.
 
-        Boxes are clipped to the picture. Scores under `score_threshold` and those that are not numbers are left out.
+        Boxes are clipped to the picture. Those that score under `score_threshold`, or no number, are left out: by the
+        score that the head ranks by, which may be more than the one it gives (`ScoreFusion` "rescore").
         """

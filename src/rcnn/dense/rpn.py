@@ -6,12 +6,14 @@ Letters: N images, L levels, A anchors per cell, K classes (1 as a first stage),
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rcnn.boxes.coding import DeltaCoder
@@ -28,8 +30,8 @@ from rcnn.records import Levels, LevelShape, Losses, Size, Target
 BoxLoss = Callable[[Tensor, Tensor], Tensor]
 # torchvision's and simple-faster-rcnn's (sigma 3) bend of smooth L1, summed.
 smooth_l1_ninth: BoxLoss = partial(F.smooth_l1_loss, beta=1 / 9, reduction="sum")
-
-
+# A logit per class, or one more for background.
+Objectness = Literal["sigmoid", "softmax"]
 # By how many anchors of a picture the losses are divided: those that were sampled; the same, but that a picture without
 # a positive counts as if it had one (MMDetection); or a number whatever was sampled (detectron2: 256).
 LossCount = Literal["sampled", "at_least_one_positive"] | int
@@ -58,8 +60,10 @@ class RPNTower(nn.Module):
 
 
 class RPNHead(AbstractDenseHead):
-    """Sigmoid scores and deltas for each anchor; binary cross-entropy over a balanced sample, smooth L1 on positives.
+    """Scores and deltas for each anchor; cross-entropy over a balanced sample, smooth L1 on positives.
 
+    Scores are sigmoids, or with `objectness="softmax"` a softmax over the classes and, last, background (the paper;
+    MMDetection's `use_sigmoid=False`): its class maps are [N, A * (K + 1), H_l, W_l].
     Both losses are divided by the number of sampled anchors of the batch (`loss_count` knows others). `border_px`
     leaves out anchors that reach further over the edge of the picture (0: only those inside, as in the paper); None
     keeps all. `size_divisor_px` leaves out the anchors of cells beyond a picture's own size rounded up to it, which see
@@ -82,17 +86,22 @@ class RPNHead(AbstractDenseHead):
         border_px: float | None = None,
         size_divisor_px: int | None = None,
         loss_count: LossCount = "sampled",
+        objectness: Objectness = "sigmoid",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.selector = CandidateSelector(num_classes=num_classes)
+        self.objectness: Objectness = objectness
+        self.num_logits = num_classes + (objectness == "softmax")
+        self.selector = CandidateSelector(
+            num_classes=num_classes, activation=torch.sigmoid if objectness == "sigmoid" else torch.exp
+        )
         self.anchors = anchors
         self.tower = RPNTower(
             in_channels=in_channels,
             channels=channels or in_channels,
             num_convs=num_convs,
             num_anchors=anchors.num_per_cell,
-            num_classes=num_classes,
+            num_classes=self.num_logits,
         )
         self.coder = coder or DeltaCoder()
         self.matcher = matcher or IoUMatcher(positive_iou=0.7, negative_iou=0.3, low_quality_iou=0.0)
@@ -142,7 +151,7 @@ class RPNHead(AbstractDenseHead):
 
     def loss(self, prediction: DensePrediction, targets: Sequence[Target]) -> Losses:
         anchors = torch.cat(self.make_anchors(prediction))
-        logits = per_prior(prediction.classes, self.num_classes)
+        logits = per_prior(prediction.classes, self.num_logits)
         deltas = per_prior(prediction.boxes, 4)
         class_loss, box_loss, count = anchors.new_zeros(()), anchors.new_zeros(()), 0
         for image, target in enumerate(targets):
@@ -150,11 +159,8 @@ class RPNHead(AbstractDenseHead):
             matches = self.match(anchors, target, size, shapes)
             sample = self.sampler(matches)
             chosen = torch.cat((sample.positive, sample.negative))
-            class_loss = class_loss + F.binary_cross_entropy_with_logits(
-                logits[image, chosen].to(anchors.dtype),
-                self._class_targets(sample, matches, target, anchors.dtype),
-                reduction="sum",
-            )
+            labels = self._labels(sample, matches, target)
+            class_loss = class_loss + self._class_loss(logits[image, chosen].to(anchors.dtype), labels)
             # Also where nothing is positive: a sum over no anchors is zero, and keeps the parameters in the graph.
             truth = target.boxes_xyxy[matches.gt_index[sample.positive]]
             wanted = self.coder.encode(truth, anchors[sample.positive])
@@ -168,18 +174,30 @@ class RPNHead(AbstractDenseHead):
         positive = len(sample.positive)
         return len(sample.negative) + (positive if self.loss_count == "sampled" else max(positive, 1))
 
-    def _class_targets(self, sample: Sample, matches: Matches, target: Target, dtype: torch.dtype) -> Tensor:
-        num_sampled = len(sample.positive) + len(sample.negative)
-        wanted = torch.zeros(num_sampled, self.num_classes, dtype=dtype, device=sample.positive.device)
-        labels = target.labels[matches.gt_index[sample.positive]]
-        wanted[torch.arange(len(labels), device=labels.device), labels] = 1
-        return wanted
+    def _labels(self, sample: Sample, matches: Matches, target: Target) -> Int[Tensor, " s"]:
+        """Of the sampled anchors, positive ones first; K is background."""
+        of_positive = target.labels[matches.gt_index[sample.positive]]
+        return torch.cat((of_positive, torch.full_like(sample.negative, self.num_classes)))
+
+    def _class_loss(self, logits: Float[Tensor, "s _"], labels: Int[Tensor, " s"]) -> Tensor:
+        if self.objectness == "softmax":
+            return F.cross_entropy(logits, labels, reduction="sum")
+        wanted = F.one_hot(labels, self.num_classes + 1)[:, : self.num_classes].to(logits.dtype)
+        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
 
     def decode(self, prediction: DensePrediction, *, per_level: int | None, score_threshold: float) -> list[Candidates]:
         return self.selector(
-            prediction,
+            self._without_background(prediction),
             self.make_anchors(prediction),
             lambda deltas, anchors, level: self.coder.decode(deltas, anchors),
             per_level=per_level,
             score_threshold=score_threshold,
         )
+
+    def _without_background(self, prediction: DensePrediction) -> DensePrediction:
+        """With as many class maps as there are classes; of a softmax, the logarithms of probabilities."""
+        if self.objectness == "sigmoid":
+            return prediction
+        shape = (self.anchors.num_per_cell, self.num_classes + 1)
+        wide = [x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, shape) for x in prediction.classes]
+        return replace(prediction, classes=tuple(x.log_softmax(2)[:, :, :-1].flatten(1, 2) for x in wide))
