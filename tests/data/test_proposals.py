@@ -148,15 +148,19 @@ def test_a_file_for_other_pictures(path: Path) -> None:
 
 def test_names_alone_do_not_tell_where_splits_share_them(tmp_path: Path) -> None:
     """COCO and YOLO name pictures relative to the folder of a split: train/1.jpg and val/1.jpg are both 1.jpg."""
+    other = r"3 of the 3 .* the same name, in another split or with another id"
     coco = write(tmp_path / "coco", table_of(NAMES, ids=[5, 6, 7], format="COCO"))
-    open_proposals(coco, table_of(NAMES, ids=[5, 6, 7], format="COCO", split="other"))
-    with pytest.raises(DataError, match=r"3 of the 3 .* the same name with another id"):
-        open_proposals(coco, table_of(NAMES, ids=[8, 9, 10], format="COCO"))
-    open_proposals(coco, table_of(NAMES, format="VOC"))  # converted data: its ids are made up
+    open_proposals(coco, table_of(NAMES[1:], ids=[6, 7], format="COCO"))
+    open_proposals(coco, table_of(NAMES, format="VOC"))  # converted data: ids are made up
+    for changes in ({"ids": [8, 9, 10]}, {"ids": [5, 6, 7], "split": "train"}):
+        with pytest.raises(DataError, match=other):
+            open_proposals(coco, table_of(NAMES, format="COCO", **changes))
     yolo = write(tmp_path / "yolo", table_of(NAMES, format="YOLO"))
     open_proposals(yolo, table_of(NAMES[1:], format="YOLO"))
-    with pytest.raises(DataError, match="the same name with another split"):
+    with pytest.raises(DataError, match=other):
         open_proposals(yolo, table_of(NAMES, format="YOLO", split="train"))
+    voc = write(tmp_path / "voc", table_of(NAMES, split="trainval"))
+    open_proposals(voc, table_of(NAMES, split="train"))
 
 
 def test_pictures_of_another_size(path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from rcnn.errors import RunError
-from rcnn.evaluation.charts import Series, line_chart, tick_text, ticks
+from rcnn.evaluation.charts import Series, line_chart, standalone, tick_text, ticks
 from rcnn.evaluation.coco import coco_metrics, error_kinds
 from rcnn.evaluation.report import ReportPicture, number_text, write_report
 from rcnn.evaluation.voc import Interpolation, voc_metrics
@@ -194,3 +194,13 @@ def test_chart_places_points_by_hand() -> None:
 @pytest.mark.parametrize("y", [[5.0, 5.0], [0.0, 0.0], [float("nan")] * 2])
 def test_chart_of_flat_or_no_data(y) -> None:
     ElementTree.fromstring(line_chart([Series(name="one", x=[1, 1], y=y)], x_label="x", y_label="y"))
+
+
+def test_a_chart_as_a_file_of_its_own() -> None:
+    lines = [Series(name="a < b", x=[0, 1], y=[0, 1]), Series(name="c", x=[0, 1], y=[1, 0])]
+    text = standalone(line_chart(lines, x_label="x", y_label="y"))
+    root = ElementTree.fromstring(text)
+    space = "{http://www.w3.org/2000/svg}"
+    assert root.tag == f"{space}svg"
+    assert root[0].tag == f"{space}style"
+    assert len(root.findall(f"{space}polyline")) == 2

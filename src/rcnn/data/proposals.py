@@ -293,7 +293,7 @@ def _missing_problem(file: ProposalFile, table: AnnotationTable, missing: list[s
     )
     names = {file.file_names[row] for row in range(len(file))}
     if missing[0] in names:
-        given += f" (some of the same name with another {'id' if table.format == 'COCO' else 'split'})"
+        given += " (some have the same name, in another split or with another id)"
     elif extra:
         given += f", such as {file.file_names[0]}"
     allowed = f'proposals for {_described(table)}; these are for split "{file.split}" of {file.format} data'
@@ -308,7 +308,8 @@ def _first(names: list[str]) -> str:
     return ", ".join(names[:_FIRST_NAMED]) + (", ..." if len(names) > _FIRST_NAMED else "")
 
 
-Identity = tuple[str, int | str]
+# A picture's file name, and what else it takes to tell it from others.
+Identity = tuple[str | int, ...]
 
 
 def _identities_of_file(file: ProposalFile, table: AnnotationTable) -> Iterator[Identity]:
@@ -319,14 +320,17 @@ def _identities_of_table(table: AnnotationTable, file: ProposalFile) -> Iterator
     return _identities(table.file_names, table.image_ids, table.split, (file.format, table.format))
 
 
-def _identities(
-    names: PackedStrings, ids: np.ndarray, split: str, formats: tuple[str, str]
-) -> Iterator[tuple[str, int | str]]:
-    """What tells pictures apart: the file name, and where several splits may have the same names (they are relative
-    to each split's own folder), COCO's id or YOLO's split. The ids of VOC and YOLO data are made up."""
+def _identities(names: PackedStrings, ids: np.ndarray, split: str, formats: tuple[str, str]) -> Iterator[Identity]:
+    """VOC's names are those of the whole data set. Others are relative to the folder of their split, where pictures are
+    often numbered from 1: train/1.jpg and val/1.jpg are both 1.jpg. Ids are of the source in COCO data alone."""
     for index, image_id in enumerate(ids.tolist()):
-        further = {("COCO", "COCO"): image_id, ("YOLO", "YOLO"): split}.get(formats, "")
-        yield names[index], further
+        match formats:
+            case ("VOC", "VOC"):
+                yield (names[index],)
+            case ("COCO", "COCO"):
+                yield names[index], split, image_id
+            case _:
+                yield names[index], split
 
 
 def _refuse_other_kinds(tensors: TensorFile) -> None:
