@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.errors import SetupError
-from rcnn.proposals import ProposalFilter, ProposalStage
-from rcnn.records import Levels, LevelShape, Losses, Size, Target
+from rcnn.proposals import GivenProposals, ProposalFilter, ProposalStage
+from rcnn.records import Levels, LevelShape, Losses, Proposals, Size, Target
 
 SQUARE = (0.0, 0.0, 100.0, 100.0)
 NEARLY = (0.0, 0.0, 100.0, 90.0)  # IoU 0.9 with the square
@@ -162,3 +163,38 @@ def test_propose_uses_the_other_filter_whatever_the_mode() -> None:
 def test_a_head_of_several_classes_is_refused() -> None:
     with pytest.raises(SetupError, match="a head of 3 classes"):
         stage(OneBox(num_classes=3))
+
+
+# ------------------------------------------------------------------------------------------------------ given proposals
+
+
+def test_given_proposals_are_cut_to_the_best() -> None:
+    given = [Proposals(boxes_xyxy=torch.tensor([SQUARE, FAR]), scores=torch.tensor([0.75, 0.5]))] * 2
+    losses, trained_on = GivenProposals(train_limit=1).loss(levels(), [], given)
+    assert losses == {}
+    assert [found.boxes_xyxy.tolist() for found in trained_on] == [[list(SQUARE)]] * 2
+    assert [len(found) for found in GivenProposals(train_limit=1).propose(levels(), given)] == [2, 2]
+
+
+@pytest.mark.parametrize(("maps", "boxes"), [("float64", "float64"), ("float32", "float32"), ("bfloat16", "float32")])
+def test_given_proposals_have_the_precision_of_boxes(maps: str, boxes: str) -> None:
+    """That of the maps, at least float32: what a head's proposals have."""
+    pyramid = replace(levels(), maps=(torch.zeros(2, 1, 1, 1, dtype=getattr(torch, maps)),))
+    given = [
+        Proposals(boxes_xyxy=torch.tensor([SQUARE]), scores=torch.ones(1)),
+        Proposals(boxes_xyxy=torch.tensor([SQUARE]), scores=None),
+    ]
+    first, second = GivenProposals().propose(pyramid, given)
+    assert first.boxes_xyxy.dtype == second.boxes_xyxy.dtype == getattr(torch, boxes)
+    assert first.scores is not None and first.scores.dtype == getattr(torch, boxes)
+    assert second.scores is None
+
+
+def test_pictures_without_proposals_are_refused() -> None:
+    with pytest.raises(SetupError, match="2 pictures and no proposals"):
+        GivenProposals().propose(levels())
+    given = [Proposals(boxes_xyxy=torch.zeros(0, 4), scores=None)]
+    with pytest.raises(SetupError, match="2 pictures and proposals for 1"):
+        GivenProposals().loss(levels(), [], given)
+    with pytest.raises(SetupError, match="one or the other"):
+        stage(OneBox()).propose(levels(), given * 2)
