@@ -51,7 +51,7 @@ def test_a_file_in_pieces_is_whole_or_not_there(tmp_path: Path, monkeypatch) -> 
     with pytest.raises(ValueError, match="ours"), open_atomically(path) as file:
         file.write(b"new")
         raise ValueError("ours")
-    with pytest.raises(RunError, match="the disk is full: .* free") as caught, open_atomically(path) as file:
+    with pytest.raises(RunError, match=r"the disk is full: .* free") as caught, open_atomically(path) as file:
         raise OSError(errno.ENOSPC, "No space left on device")
     assert "needed" not in str(caught.value), "how much will come is not known"
     assert f"the previous file is intact: {path}" in str(caught.value)
