@@ -39,8 +39,9 @@ class CenterNetHead(AbstractDenseHead):
     boxes of the 3x3 cells around each peak. The former are divided by the number of peaks, the latter by its weights,
     both as the mean over the processes. With one class the heat map shares the boxes' tower and the score is the root
     of the heat, as in CenterNet2's first stage; with more it has a tower of its own and the score is the heat, as in
-    the one-stage CenterNet* of the same paper (whose losses weigh twice as much: `peak_weight` 1, `off_peak_weight` 1,
-    `box_weight` 2, `ignore_above` None).
+    the one-stage CenterNet* of the same paper. That one's losses weigh twice as much (`peak_weight` 1,
+    `off_peak_weight` 1, `box_weight` 2, `ignore_above` None); the further peaks that its code can add where a box is
+    already predicted well (MORE_POS) are not here.
 
     An off-peak cell is left out where it scores `ignore_above` or more (an object that was not annotated?), and where
     its middle lies in an ignore region.
