@@ -20,8 +20,8 @@ class DensePrediction:
     """A head's raw maps per level, before any activation, and the pyramid that they were made from.
 
     `classes[l]` is [N, A * K, H_l, W_l], `boxes[l]` [N, A * 4, H_l, W_l], priors of a cell before classes and
-    coordinates; `quality[l]` [N, A, H_l, W_l] where the head has such a branch (FCOS's centerness), else no maps. A head
-    whose maps hold more per prior (a logit for background, sides as distributions) says so.
+    coordinates; `quality[l]` [N, A, H_l, W_l] where the head has such a branch (FCOS's centerness), else no maps. A
+    head whose maps hold more per prior (a logit for background, sides as distributions) says so.
     """
 
     classes: tuple[Tensor, ...]
