@@ -5,8 +5,7 @@ Letters: N images, K classes (1 as a first stage), T anchors of a picture over a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +16,12 @@ from rcnn.boxes.coding import DeltaCoder
 from rcnn.dense.assignment import Assignment, assign, cells_of_picture, scatter_matches
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, per_prior
-from rcnn.dense.towers import ConvTower, Scale, prior_bias, start_small
+from rcnn.dense.towers import ConvTower, MakeNorm, Scale, group_norm, prior_bias, start_small
 from rcnn.matching.atss import ATSSMatcher, centres
 from rcnn.matching.iou import Matches
 from rcnn.ops.losses import iou_loss, mean_over_processes, sigmoid_focal_loss
 from rcnn.priors import AnchorGenerator
 from rcnn.records import Levels, Losses, Target
-
-MakeNorm = Callable[[int], nn.Module]
-# 32 groups, so `channels` is a multiple of 32.
-group_norm_32: MakeNorm = partial(nn.GroupNorm, 32)
 
 
 class ATSSTower(nn.Module):
@@ -79,7 +74,7 @@ class ATSSHead(AbstractDenseHead):
         strides_px: Sequence[int],
         channels: int = 256,
         num_convs: int = 4,
-        make_norm: MakeNorm | None = group_norm_32,
+        make_norm: MakeNorm | None = group_norm,
         anchor_scale: float = 8.0,
         matcher: ATSSMatcher | None = None,
         coder: DeltaCoder | None = None,

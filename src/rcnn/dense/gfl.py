@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from rcnn.boxes.coding import DistanceCoder
 from rcnn.boxes.geometry import paired_iou
 from rcnn.dense.assignment import Assignment, assign
-from rcnn.dense.atss import MakeNorm, anchors_of, group_norm_32, match_batch, square_anchors
+from rcnn.dense.atss import anchors_of, match_batch, square_anchors
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, per_prior
-from rcnn.dense.towers import ConvTower, Scale, prior_bias, start_small
+from rcnn.dense.towers import ConvTower, MakeNorm, Scale, group_norm, prior_bias, start_small
 from rcnn.matching.atss import ATSSMatcher, centres
 from rcnn.ops.losses import distribution_focal_loss, iou_loss, mean_over_processes, quality_focal_loss
 from rcnn.records import Levels, Losses, Target
@@ -79,7 +79,7 @@ class GFLHead(AbstractDenseHead):
         strides_px: Sequence[int],
         channels: int = 256,
         num_convs: int = 4,
-        make_norm: MakeNorm | None = group_norm_32,
+        make_norm: MakeNorm | None = group_norm,
         max_distance: int = 16,
         anchor_scale: float = 8.0,
         matcher: ATSSMatcher | None = None,

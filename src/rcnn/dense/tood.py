@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from rcnn.boxes.coding import DistanceCoder
 from rcnn.dense.assignment import assign, cells_of_picture, scatter_matches
-from rcnn.dense.atss import MakeNorm, anchors_of, centerness_of, group_norm_32, match_batch, square_anchors
+from rcnn.dense.atss import anchors_of, centerness_of, match_batch, square_anchors
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, per_prior
-from rcnn.dense.towers import ConvTower, Scale, prior_bias, start_small
+from rcnn.dense.towers import ConvTower, MakeNorm, Scale, group_norm, prior_bias, start_small
 from rcnn.matching.atss import ATSSMatcher, centres
 from rcnn.matching.iou import Matches
 from rcnn.matching.task_aligned import TaskAlignedMatcher
@@ -126,7 +126,7 @@ class TOODHead(AbstractDenseHead):
         strides_px: Sequence[int],
         channels: int = 256,
         num_convs: int = 6,
-        make_norm: MakeNorm | None = group_norm_32,
+        make_norm: MakeNorm | None = group_norm,
         anchor_scale: float = 8.0,
         matcher: TaskAlignedMatcher | None = None,
         initial_matcher: ATSSMatcher | None = None,
