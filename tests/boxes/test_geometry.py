@@ -98,6 +98,9 @@ def test_inside_with_a_border() -> None:
     some = boxes((0, 0, 30, 20), (-1, 0, 30, 20), (0, 0, 30, 21), (0, 0, 31, 20), (NAN, 0, 30, 20))
     assert is_inside(some, size, 0).tolist() == [True, False, False, False, False]
     assert is_inside(some, size, 1).tolist() == [True, True, True, True, False]
+    at_the_end = torch.tensor([[0.0, 0.0, size.width, size.height], [0.0, 0.0, size.width - 1, size.height - 1]])
+    assert is_inside(at_the_end, size, 0).tolist() == [True, True]
+    assert is_inside(at_the_end, size, 0, far_ends="excluded").tolist() == [False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

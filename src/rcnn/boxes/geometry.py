@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -89,7 +91,16 @@ def has_min_side(boxes_xyxy: Float[Tensor, "a 4"], min_side_px: float) -> Bool[T
     return (width >= min_side_px) & (height >= min_side_px)
 
 
-def is_inside(boxes_xyxy: Float[Tensor, "a 4"], size: Size, border_px: float) -> Bool[Tensor, " a"]:
+# Whether a box that ends exactly at the right or lower limit counts as inside: it does in simple-faster-rcnn, not in
+# MMDetection.
+FarEnds = Literal["included", "excluded"]
+
+
+def is_inside(
+    boxes_xyxy: Float[Tensor, "a 4"], size: Size, border_px: float, *, far_ends: FarEnds = "included"
+) -> Bool[Tensor, " a"]:
     """Which boxes reach at most `border_px` over the edge of the picture."""
     x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
-    return (x1 >= -border_px) & (y1 >= -border_px) & (x2 <= size.width + border_px) & (y2 <= size.height + border_px)
+    right, bottom = size.width + border_px, size.height + border_px
+    ends = (x2 <= right) & (y2 <= bottom) if far_ends == "included" else (x2 < right) & (y2 < bottom)
+    return (x1 >= -border_px) & (y1 >= -border_px) & ends

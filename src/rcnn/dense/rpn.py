@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rcnn.boxes.coding import DeltaCoder
-from rcnn.boxes.geometry import is_inside
+from rcnn.boxes.geometry import FarEnds, is_inside
 from rcnn.dense.assignment import cells_of_picture, scatter_matches
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, per_prior
@@ -65,10 +65,10 @@ class RPNHead(AbstractDenseHead):
     Scores are sigmoids, or with `objectness="softmax"` a softmax over the classes and, last, background (the paper;
     MMDetection's `use_sigmoid=False`): its class maps are [N, A * (K + 1), H_l, W_l].
     Both losses are divided by the number of sampled anchors of the batch (`loss_count` knows others). `border_px`
-    leaves out anchors that reach further over the edge of the picture (0: only those inside, as in the paper); None
-    keeps all. `size_divisor_px` leaves out the anchors of cells beyond a picture's own size rounded up to it, which see
-    nothing but the padding that a larger picture of the batch brought (MMDetection: 32); None keeps them as negatives
-    (torchvision, detectron2).
+    leaves out anchors that reach further over the edge of the picture (0: only those inside, as in the paper), with
+    `border_ends="excluded"` those that end exactly there, too (MMDetection); None keeps all. `size_divisor_px` leaves
+    out the anchors of cells beyond a picture's own size rounded up to it, which see nothing but the padding that a
+    larger picture of the batch brought (MMDetection: 32); None keeps them as negatives (torchvision, detectron2).
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class RPNHead(AbstractDenseHead):
         sampler: BalancedSampler | EverySampler | None = None,
         box_loss: BoxLoss = smooth_l1_ninth,
         border_px: float | None = None,
+        border_ends: FarEnds = "included",
         size_divisor_px: int | None = None,
         loss_count: LossCount = "sampled",
         objectness: Objectness = "sigmoid",
@@ -108,6 +109,7 @@ class RPNHead(AbstractDenseHead):
         self.sampler = sampler or BalancedSampler(total=256, positive_fraction=0.5)
         self.box_loss = box_loss
         self.border_px = border_px
+        self.border_ends: FarEnds = border_ends
         self.size_divisor_px = size_divisor_px
         self.loss_count: LossCount = loss_count
 
@@ -141,7 +143,9 @@ class RPNHead(AbstractDenseHead):
 
     def _taking_part(self, anchors_xyxy: Tensor, size: Size, shapes: Sequence[LevelShape] | None) -> Tensor | None:
         """Which anchors may be used; None for all."""
-        inside = None if self.border_px is None else is_inside(anchors_xyxy, size, self.border_px)
+        inside = None
+        if self.border_px is not None:
+            inside = is_inside(anchors_xyxy, size, self.border_px, far_ends=self.border_ends)
         if self.size_divisor_px is None:
             return inside
         assert shapes is not None
