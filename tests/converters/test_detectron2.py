@@ -67,9 +67,26 @@ def test_every_key_there_and_back(case: str, layout: Layout) -> None:
     converted = model.key_map.to_ours(state)
     assert set(converted.names) == set(state)
     assert some.items() <= converted.names.items()
+    assert set(converted.added) == ({"head.normalizer.mean"} if architecture == "retinanet" else set())
     back = model.key_map.to_theirs(converted.state)
     assert set(back) == set(state)
-    assert all(value is state[key] for key, value in back.items())
+    assert all(torch.equal(value, state[key]) for key, value in back.items())
+
+
+def test_anchors_change_places(layout: Layout) -> None:
+    """Nine anchors of two classes: theirs are sizes a b c of the first ratio at 0, 3, 6, ours at 0, 1, 2."""
+    state = layout("retinanet_R_50_FPN_1x")
+    state["head.cls_score.bias"] = torch.arange(18.0)  # anchor n has 2n and 2n + 1
+    state["head.bbox_pred.weight"] = torch.arange(9.0).repeat_interleave(4)[:, None].expand(36, 5)
+    key_map = recognise(state | {"head.cls_score.weight": torch.ones(18, 1)}).key_map
+    found = key_map.to_ours(state).state
+    order = [0, 3, 6, 1, 4, 7, 2, 5, 8]
+    assert found["head.tower.classes.bias"].reshape(9, 2)[:, 0].tolist() == [2.0 * n for n in order]
+    assert found["head.tower.classes.bias"].reshape(9, 2)[:, 1].tolist() == [2.0 * n + 1 for n in order]
+    assert found["head.tower.deltas.weight"][::4, 4].tolist() == order
+    back = key_map.to_theirs(found)
+    for name in ("head.cls_score.bias", "head.bbox_pred.weight"):
+        assert torch.equal(back[name], state[name])
 
 
 def test_constants_of_older_files(layout: Layout) -> None:

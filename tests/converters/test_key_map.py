@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rcnn.converters.key_map import Change, Dropped, KeyMap, Rule
+from rcnn.converters.key_map import Added, Change, Dropped, KeyMap, Rule
 from rcnn.errors import CheckpointError
 
 DOUBLED = Change(forward=lambda value: value * 2, backward=lambda value: value / 2)
@@ -52,3 +52,14 @@ def test_two_tensors_for_one_place() -> None:
     table = KeyMap(rules=(Rule(theirs="a.{}", ours="x.{}"), Rule(theirs="b.{}", ours="x.{}")))
     with pytest.raises(CheckpointError, match=r"b\.weight: the second tensor that becomes x\.weight"):
         table.to_ours({"a.weight": torch.ones(1), "b.weight": torch.ones(1)})
+
+
+def test_what_the_peer_does_not_have() -> None:
+    table = KeyMap(
+        rules=(Rule(theirs="a.{}", ours="x.{}"),), added=(Added(ours="mean", value=torch.ones(()), reason="not saved"),)
+    )
+    state = {"a.weight": torch.zeros(1)}
+    found = table.to_ours(state)
+    assert list(found.state) == ["x.weight", "mean"]
+    assert found.added == {"mean": "not saved"}
+    assert table.to_theirs(found.state) == state

@@ -2,6 +2,7 @@
 
 A table is a list of rules, each a peer's pattern, our template, and what happens to the tensor. Every key of a file
 meets a rule (the first that fits), or a reason for which it is dropped; anything else is an error that shows the key.
+What we keep in a state dict and the peer does not is added, for a reason too.
 """
 
 from __future__ import annotations
@@ -45,11 +46,21 @@ class Dropped:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Added:
+    """A tensor of ours that the peer's files do not have, and why it has that value."""
+
+    ours: str
+    value: Tensor
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class KeyMap:
     """The rules of one structure of one system."""
 
     rules: Sequence[Rule]
     dropped: Sequence[Dropped] = ()
+    added: Sequence[Added] = ()
 
     def to_ours(self, state: Mapping[str, Tensor]) -> Converted:
         """Every key converted, or dropped for a reason. Raises `CheckpointError` that lists all others."""
@@ -71,13 +82,18 @@ class KeyMap:
                 converted[names[key]] = rule.change.forward(value)
         if problems:
             raise CheckpointError(problems)
-        return Converted(state=converted, names=names, dropped=dropped)
+        converted |= {entry.ours: entry.value for entry in self.added}
+        added = {entry.ours: entry.reason for entry in self.added}
+        return Converted(state=converted, names=names, dropped=dropped, added=added)
 
     def to_theirs(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same tables backward."""
         converted = {}
         problems = []
+        added = {entry.ours for entry in self.added}
         for key, value in state.items():
+            if key in added:
+                continue
             rule, parts = _first_match([(rule.ours, rule) for rule in self.rules], key)
             if rule is None:
                 problems.append(Problem(where=key, given="this system has no place for it"))
@@ -90,11 +106,15 @@ class KeyMap:
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """A converted state dict, and what became of each of the peer's keys."""
+    """A converted state dict, and what became of each of the peer's keys: its name, or the reason why it has none.
+
+    `added` are our names that the peer has nothing for, with the reason of their values.
+    """
 
     state: dict[str, Tensor]
     names: dict[str, str]
     dropped: dict[str, str]
+    added: dict[str, str] = field(default_factory=dict)
 
 
 def _first_match(entries: Sequence[tuple[str, Rule]], key: str) -> tuple[Rule | None, tuple[str, ...]]:
