@@ -91,12 +91,13 @@ class ProposalWriter:
 
 @contextmanager
 def write_proposals(
-    path: Path, table: AnnotationTable, *, origin: ProposalOrigin, scored: bool = True
+    path: Path | str, table: AnnotationTable, *, origin: ProposalOrigin, scored: bool = True
 ) -> Iterator[ProposalWriter]:
     """A new file for the pictures of a table; it is there, whole, when the block has ended without an error.
 
     Memory does not grow with the number of proposals. Raises `RunError` where it cannot be written.
     """
+    path = Path(path)
     with open_atomically(path) as file:
         writer = TensorFileWriter(
             file,
@@ -132,9 +133,9 @@ class ProposalFile:
     Raises `DataError` for a file that is none, is cut short or does not fit together.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._tensors = TensorFile(path)
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._tensors = TensorFile(self.path)
         _refuse_other_kinds(self._tensors)
         self.image_ids = self._tensors.read("image_ids")
         self.sizes = self._tensors.read("sizes")
@@ -246,7 +247,7 @@ class TableProposals:
         return StoredProposals(boxes_xyxy=found.boxes_xyxy[: self.limit], scores=scores)
 
 
-def open_proposals(path: Path, table: AnnotationTable, *, limit: int | None = None) -> TableProposals:
+def open_proposals(path: Path | str, table: AnnotationTable, *, limit: int | None = None) -> TableProposals:
     """The file at `path` for the pictures of a table. Raises `DataError`."""
     return TableProposals(ProposalFile(path), table, limit=limit)
 
