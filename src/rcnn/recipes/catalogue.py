@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rcnn.recipes.dense_catalogue import (
+    atss_resnet50_fpn,
+    cascade_rcnn_resnet50_fpn,
+    centernet2_resnet18_fpn,
+    centernet2_resnet50_fpn,
+    fast_rcnn_resnet50_fpn,
+    faster_rcnn_resnet18_fpn_fcos_rpn,
+    faster_rcnn_resnet50_caffe_fpn_fcos_rpn,
+    faster_rcnn_resnet50_fpn_fcos_rpn,
+    fcos_resnet50_caffe_fpn_gn,
+    fcos_rpn_resnet50_fpn,
+    gfl_resnet50_fpn,
+    retinanet_resnet50_fpn,
+    rpn_resnet50_fpn,
+)
 from rcnn.recipes.heads import (
     RPNSpec,
 )
@@ -283,6 +298,19 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         faster_rcnn_resnet18_fpn,
         faster_rcnn_mobilenet_v2_fpn,
         faster_rcnn_efficientnet_lite0_fpn,
+        faster_rcnn_resnet18_fpn_fcos_rpn,
+        centernet2_resnet18_fpn,
+        faster_rcnn_resnet50_fpn_fcos_rpn,
+        faster_rcnn_resnet50_caffe_fpn_fcos_rpn,
+        centernet2_resnet50_fpn,
+        cascade_rcnn_resnet50_fpn,
+        fast_rcnn_resnet50_fpn,
+        rpn_resnet50_fpn,
+        fcos_rpn_resnet50_fpn,
+        fcos_resnet50_caffe_fpn_gn,
+        retinanet_resnet50_fpn,
+        atss_resnet50_fpn,
+        gfl_resnet50_fpn,
         quickstart,
     )
 }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 import rcnn
@@ -14,11 +15,9 @@ from rcnn.detectors.pyramid import AbstractPyramidDetector
 from rcnn.engine.checkpoint import CheckpointMeta, load_into, read_weights
 from rcnn.errors import CheckpointError, Problem, RcnnError
 from rcnn.recipes.models import build_detector
-from rcnn.recipes.recipe import Recipe
+from rcnn.recipes.recipe import DetectorSpec, Recipe
 from rcnn.recipes.resolve import resolve_recipe
 from rcnn.records import ClassTable
-
-PREDICTOR = "roi.predictor."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +60,8 @@ def _unusable(path: Path, given: str, meta: CheckpointMeta, error: RcnnError) ->
     return CheckpointError((Problem(where=str(path), given=given, remedy=remedy), *error.problems))
 
 
-def start_from(detector: AbstractPyramidDetector, path: Path, classes: ClassTable) -> str:
-    """Weights of a checkpoint of the same structure; those of its predictor too where the classes are the same.
+def start_from(detector: AbstractPyramidDetector, recipe: Recipe, path: Path, classes: ClassTable) -> str:
+    """Weights of a checkpoint of the same structure; what depends on the classes too where they are the same.
 
     Gives a line for people about what was taken. Raises `CheckpointError`.
     """
@@ -71,7 +70,7 @@ def start_from(detector: AbstractPyramidDetector, path: Path, classes: ClassTabl
     same = checkpoint.meta.classes.names == classes.names
     if not same:
         own = detector.state_dict()
-        state = {**state, **{name: own[name] for name in own if name.startswith(PREDICTOR)}}
+        state = {**state, **{name: own[name] for name in tensors_of_classes(recipe.detector)}}
     try:
         load_into(detector, state)
     except CheckpointError as error:
@@ -79,5 +78,12 @@ def start_from(detector: AbstractPyramidDetector, path: Path, classes: ClassTabl
         problem = Problem(where=str(path), given="a detector of another structure", remedy=remedy)
         raise CheckpointError((problem, *error.problems)) from error
     if same:
-        return f"started from {path}, its predictor included: the classes are the same"
-    return f"started from {path}; the predictor of the second stage starts anew: the classes differ"
+        return f"started from {path}, its class scores included: the classes are the same"
+    return f"started from {path}; what depends on the classes starts anew: they differ"
+
+
+def tensors_of_classes(spec: DetectorSpec) -> tuple[str, ...]:
+    """The names of the tensors whose shapes depend on the number of classes."""
+    with torch.device("meta"):
+        fewer, more = (build_detector(spec, num_classes=count, pretrained=False).state_dict() for count in (2, 3))
+    return tuple(name for name, tensor in fewer.items() if tensor.shape != more[name].shape)

@@ -11,7 +11,7 @@ import numpy as np
 from rcnn.data.folder import Layout, find_layout, read_dataset, resolve_split
 from rcnn.data.table import AnnotationTable
 from rcnn.errors import DataError, Problem, RecipeError
-from rcnn.recipes.recipe import DataSpec, Recipe
+from rcnn.recipes.recipe import DataSpec, FirstStageSpec, Recipe
 from rcnn.records import ClassTable
 
 
@@ -30,6 +30,15 @@ class EvaluationData:
 
     truth: AnnotationTable
     notes: tuple[str, ...]
+
+
+# What a detector without classes finds.
+OBJECT = ClassTable(names=("object",))
+
+
+def without_classes(table: AnnotationTable) -> AnnotationTable:
+    """The same boxes, all of one class: the truth of a first stage alone."""
+    return replace(table, classes=OBJECT, labels=np.zeros_like(table.labels))
 
 
 def read_splits(data: DataSpec, *, seed: int) -> Splits:
@@ -165,14 +174,16 @@ def _without_empty(table: AnnotationTable, notes: list[str]) -> AnnotationTable:
 def read_evaluation(path: str, *, split: str | None, classes: ClassTable | None, recipe: Recipe) -> EvaluationData:
     """The split that `rcnn eval` judges by: the one named, else the recipe's, else "val", "test" or the only one.
 
-    `classes`: those that labels are of; None: the data's own.
+    `classes`: those that labels are of; None: the data's own. A first stage alone has none: all boxes are objects.
     Where the training held pictures of its only split out, these are taken: the others were trained on.
     """
     data = recipe.data
     layout = find_layout(path)
     chosen = split or _usual_split(layout, data)
     name = resolve_split(layout, chosen)
-    truth = read_dataset(path, split=name, classes=classes, bad_boxes=data.bad_boxes)
+    agnostic = classes is not None and isinstance(recipe.detector, FirstStageSpec)
+    truth = read_dataset(path, split=name, classes=None if agnostic else classes, bad_boxes=data.bad_boxes)
+    truth = without_classes(truth) if agnostic else truth
     notes = [truth.findings.summary()] if truth.findings else []
     same_data = data.path is not None and Path(data.path).resolve() == Path(path).resolve()
     if same_data and name == _training_split(layout, data):

@@ -15,6 +15,7 @@ from rcnn.data.pictures import distinct_names
 from rcnn.data.table import AnnotationTable
 from rcnn.drawing import side_by_side
 from rcnn.evaluation.coco import CocoResult, ErrorResult, coco_metrics, error_kinds
+from rcnn.evaluation.recall import proposal_recall
 from rcnn.evaluation.report import ReportPicture, write_report
 from rcnn.evaluation.table import DetectionTable
 from rcnn.evaluation.voc import Interpolation, VocResult, voc_metrics
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # The number that chooses the best checkpoint.
-BEST_METRIC = {"coco": "AP", "voc": "mAP"}
+BEST_METRIC = {"coco": "AP", "voc": "mAP", "proposals": "AR@1000"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,14 @@ class Evaluation:
     errors: ErrorResult
 
     def metrics(self, spec: EvaluateSpec) -> dict[str, float]:
-        """The numbers by name: COCO's twelve, and `mAP`, VOC's by the recipe's interpolation."""
+        """The numbers by name: COCO's twelve, and `mAP`, VOC's by the recipe's interpolation.
+
+        Of proposals: COCO's numbers, and their recall in the place of COCO's own.
+        """
+        if spec.metric == "proposals":
+            recall = proposal_recall(self.truth, self.found)
+            averages = zip(recall.counts, recall.average.tolist(), strict=True)
+            return {**dict(self.coco.items()), **{f"AR@{count}": average for count, average in averages}}
         voc = self.voc[0] if spec.voc_interpolation == "11_points" else self.voc[1]
         return {**dict(self.coco.items()), "mAP": voc.mean_ap}
 

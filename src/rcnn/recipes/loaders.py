@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rcnn.data.loading import BatchLoader, build_eval_loader, build_train_loader
+from rcnn.data.proposals import TableProposals, open_proposals
 from rcnn.data.table import AnnotationTable
 from rcnn.errors import Problem, RecipeError
-from rcnn.recipes.recipe import ImageSpec, Recipe
+from rcnn.recipes.recipe import GivenProposalsSpec, ImageSpec, Recipe, TwoStageSpec
 from rcnn.transforms.geometry import EvalTransform, HorizontalFlip, Resize, TrainTransform
 
 
@@ -50,6 +53,7 @@ def build_loader_for_training(
         world_size=num_processes,
         num_workers=data.workers,
         pin_memory=pin_memory,
+        proposals=_given_proposals(recipe, "train_proposals", data.train_proposals, table),
     )
 
 
@@ -66,4 +70,25 @@ def build_loader_for_evaluation(
         rank=rank,
         world_size=num_processes,
         num_workers=recipe.data.workers,
+        proposals=_given_proposals(recipe, "eval_proposals", recipe.data.eval_proposals, table),
+    )
+
+
+def _given_proposals(recipe: Recipe, field: str, path: str | None, table: AnnotationTable) -> TableProposals | None:
+    """Raises `RecipeError` where a file is missing or has no taker, `DataError` where it is not of these pictures."""
+    detector = recipe.detector
+    wanted = isinstance(detector, TwoStageSpec) and isinstance(detector.proposals, GivenProposalsSpec)
+    if wanted == (path is not None):
+        return None if path is None else open_proposals(Path(path), table)
+    raise RecipeError(
+        Problem(
+            where=f"data.{field}",
+            given=path or "null",
+            allowed="a file of proposals for these pictures"
+            if wanted
+            else "null: this detector makes its own proposals",
+            remedy="rcnn proposals dump CHECKPOINT --data DIR writes one"
+            if wanted
+            else "detector.proposals.type=given for a Fast R-CNN",
+        )
     )

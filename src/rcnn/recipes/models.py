@@ -244,6 +244,7 @@ def build_neck(spec: NeckSpec, backbone: AbstractBackbone) -> AbstractNeck:
             in_strides_px=backbone.strides_px,
             channels=spec.channels,
             extra=spec.extra,
+            p7_activation=spec.p7_activation,
             first_map=spec.first_map,
             make_norm=_optional_norm(spec.norm),
         )

@@ -37,7 +37,10 @@ class ImageSpec(Spec):
     short_side: Positive = 800
     max_long_side: Positive = 1333
     rounding: Literal["floor", "round", "round_half_up"] = "floor"
-    kernel: Literal["bilinear_float", "bilinear_float_mirror", "bilinear_uint8_antialias"] = "bilinear_float"
+    kernel: Literal["bilinear_float", "bilinear_float_mirror", "bilinear_uint8", "bilinear_uint8_antialias"] = (
+        "bilinear_float"
+    )
+    """bilinear_uint8 is OpenCV's (MMDetection), bilinear_uint8_antialias Pillow's (detectron2)."""
     divisor: Positive = 32
     """Batches are padded to a multiple of it."""
 
@@ -102,6 +105,8 @@ class FPNSpec(Spec):
     type: Literal["fpn"] = "fpn"
     channels: Positive = 256
     extra: Literal["pool", "convs_on_p5", "convs_on_c5", "none"] = "pool"
+    p7_activation: Literal["relu", "none"] = "relu"
+    """What P6 goes through on its way to P7."""
     first_map: NotNegative = 0
     norm: Literal["none", "batch", "sync"] = "none"
 
@@ -358,6 +363,10 @@ class DataSpec(Spec):
     """One is drawn for each picture in training; null: detector.image.short_side."""
     aspect_ratio_groups: NotNegative = 3
     """Pictures of like shape share a batch, 2k + 1 groups; 0: any with any."""
+    train_proposals: str | None = None
+    """The file of proposals for the training pictures, where detector.proposals.type is "given"."""
+    eval_proposals: str | None = None
+    """The same for the pictures of evaluation."""
     skip_empty: bool = False
     """Leave pictures without a box out of the training, as torchvision's references do."""
     workers: NotNegative = 2
@@ -433,8 +442,8 @@ class TrainSpec(Spec):
 
 
 class EvaluateSpec(Spec):
-    metric: Literal["coco", "voc"] = "coco"
-    """Which evaluation chooses the best checkpoint; `rcnn eval` can give both."""
+    metric: Literal["coco", "voc", "proposals"] = "coco"
+    """Which evaluation chooses the best checkpoint: AP, mAP, or AR@1000 of a first stage's proposals."""
     voc_interpolation: Literal["11_points", "area"] = "area"
     every_epochs: Positive = 1
     pictures: NotNegative = 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,14 +29,15 @@ from rcnn.engine.run_folder import RunFolder
 from rcnn.engine.schedule import Schedule, cosine_schedule, multi_step_schedule
 from rcnn.engine.train import TrainSettings, TrainSummary, num_steps_per_epoch
 from rcnn.engine.train import train as run_training
-from rcnn.errors import DataError, ImageError, Problem
+from rcnn.errors import DataError, ImageError, Problem, RecipeError
 from rcnn.recipes.checkpoints import recipe_inside, start_from
-from rcnn.recipes.datasets import Splits, data_path, read_splits
+from rcnn.recipes.datasets import Splits, data_path, read_splits, without_classes
 from rcnn.recipes.judging import BEST_METRIC, Evaluation, judge, pictures_of, report
 from rcnn.recipes.loaders import build_loader_for_evaluation, build_loader_for_training, per_process
 from rcnn.recipes.models import build_detector
-from rcnn.recipes.recipe import AdamSpec, MultiStepSpec, OptimizerSpec, Recipe, SGDSpec, TrainSpec
+from rcnn.recipes.recipe import AdamSpec, FirstStageSpec, MultiStepSpec, OptimizerSpec, Recipe, SGDSpec, TrainSpec
 from rcnn.recipes.resolve import resolve_recipe
+from rcnn.recipes.warm_start import first_stage_start, start_first_stage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -81,9 +82,14 @@ def train(
     prepared = _prepare(recipe, device, progress)
     seed_everything(recipe.train.seed)
     num_classes = len(prepared.splits.train.classes)
-    detector = build_detector(recipe.detector, num_classes=num_classes, pretrained=init_from is None)
+    first_stage_from = first_stage_start(recipe.detector) if init_from is None else None
+    from_imagenet = init_from is None and first_stage_from is None
+    detector = build_detector(recipe.detector, num_classes=num_classes, pretrained=from_imagenet)
     if init_from is not None:
-        prepared.progress.noted(start_from(detector, init_from, prepared.splits.train.classes))
+        prepared.progress.noted(start_from(detector, recipe, init_from, prepared.splits.train.classes))
+    if first_stage_from is not None:
+        for line in start_first_stage(detector, recipe.detector, first_stage_from):
+            prepared.progress.noted(line)
     text = to_yaml(recipe)
     run = on_first_process(
         prepared.accelerator, lambda: RunFolder.create(_place_of_run(run_folder, if_taken), recipe=text)
@@ -142,7 +148,11 @@ class _Prepared:
 def _prepare(recipe: Recipe, device: Device, progress: AbstractProgress | None) -> _Prepared:
     accelerator = build_accelerator(precision=recipe.train.precision, device=device)
     per_process(recipe, accelerator.num_processes)  # a batch that cannot be shared out is told before the data are read
+    _refuse_recall_of_detections(recipe)
     splits = read_splits(recipe.data, seed=recipe.train.seed)
+    if isinstance(recipe.detector, FirstStageSpec):
+        evaluation = None if splits.evaluation is None else without_classes(splits.evaluation)
+        splits = replace(splits, train=without_classes(splits.train), evaluation=evaluation)
     shown = progress if progress is not None and accelerator.is_main_process else SilentProgress()
     shown.noted(describe(splits.train))
     if splits.evaluation is not None:
@@ -150,6 +160,18 @@ def _prepare(recipe: Recipe, device: Device, progress: AbstractProgress | None) 
     for note in splits.notes:
         shown.noted(note)
     return _Prepared(accelerator=accelerator, splits=splits, progress=shown)
+
+
+def _refuse_recall_of_detections(recipe: Recipe) -> None:
+    if recipe.evaluate.metric == "proposals" and not isinstance(recipe.detector, FirstStageSpec):
+        raise RecipeError(
+            Problem(
+                where="evaluate.metric",
+                given=f"proposals, of a detector of type {recipe.detector.type}",
+                allowed="coco, voc; proposals for a first stage alone (detector.type=first_stage)",
+                remedy="judge its proposals after the training: rcnn proposals eval CHECKPOINT --data DIR",
+            )
+        )
 
 
 class _Training:
