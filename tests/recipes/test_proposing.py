@@ -1,0 +1,72 @@
+"""Proposals through a file and back: a Fast R-CNN on a detector's own proposals is that detector."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import rcnn
+from rcnn.config.edit import edit
+from rcnn.engine.accelerator import build_accelerator
+from rcnn.engine.checkpoint import load_into
+from rcnn.engine.evaluate import predict_all
+from rcnn.errors import DataError
+from rcnn.recipes.checkpoints import read_detector
+from rcnn.recipes.datasets import read_evaluation
+from rcnn.recipes.loaders import build_loader_for_evaluation
+from rcnn.recipes.models import build_detector
+from rcnn.recipes.proposing import dump_proposals
+
+pytestmark = pytest.mark.xdist_group("tiny")
+
+
+@pytest.fixture(scope="module")
+def dumped(tiny, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("proposals")
+    for split in ("train", "val"):
+        dump_proposals(tiny.checkpoint, folder / split, data=str(tiny.data), split=split, device="cpu")
+    return folder
+
+
+def test_the_second_stage_alone_finds_the_same(tiny, dumped) -> None:
+    """The same weights, once on the first stage's proposals, once on the file's, which went to original pixels and
+    back."""
+    loaded = read_detector(tiny.checkpoint)
+    fast_recipe = edit(loaded.recipe, {"detector.proposals": {"type": "given"}})
+    fast_recipe = edit(fast_recipe, {"data.eval_proposals": str(dumped / "val")})
+    fast = build_detector(fast_recipe.detector, num_classes=len(loaded.classes), pretrained=False)
+    weights = loaded.detector.state_dict()
+    load_into(fast, {name: weights[name] for name in weights if not name.startswith("proposals.")})
+    truth = read_evaluation(str(tiny.data), split="val", classes=loaded.classes, recipe=loaded.recipe).truth
+    accelerator = build_accelerator(device="cpu")
+    expected = predict_all(loaded.detector, build_loader_for_evaluation(truth, loaded.recipe), accelerator=accelerator)
+    found = predict_all(fast, build_loader_for_evaluation(truth, fast_recipe), accelerator=accelerator)
+    assert len(expected) > 20
+    np.testing.assert_array_equal(found.image_ids, expected.image_ids)
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+    np.testing.assert_allclose(found.boxes_xyxy, expected.boxes_xyxy, atol=1e-2)
+
+
+def fast_recipe(tiny, dumped, **changes: str):
+    overrides = [text for text in tiny.overrides if "proposals" not in text]
+    files = {"data.train_proposals": dumped / "train", "data.eval_proposals": dumped / "val", **changes}
+    overrides += ["detector.proposals.type=given", *(f"{name}={value}" for name, value in files.items())]
+    return rcnn.recipe("quickstart", *overrides)
+
+
+def test_fast_rcnn_trains_and_is_evaluated_on_files(tiny, dumped, tmp_path) -> None:
+    recipe = fast_recipe(tiny, dumped)
+    result = rcnn.train(recipe, run_folder=tmp_path / "run", data=tiny.data, device="cpu")
+    rows = list(result.run.rows())
+    losses = {name for row in rows for name in row if name.startswith("loss/")}
+    assert losses == {"loss/roi_classification", "loss/roi_box"}
+    again = rcnn.evaluate(result.run.best, data=tiny.data, device="cpu")
+    assert result.evaluation is not None
+    assert again.coco["AP50"] == result.evaluation.coco["AP50"]
+
+
+def test_a_file_for_other_pictures_ends_the_training_before_it_begins(tiny, dumped, tmp_path) -> None:
+    recipe = fast_recipe(tiny, dumped, **{"data.train_proposals": str(dumped / "val")})
+    with pytest.raises(DataError, match="12 of the 12 pictures of the data are not in it"):
+        rcnn.train(recipe, run_folder=tmp_path / "run", data=tiny.data, device="cpu")
