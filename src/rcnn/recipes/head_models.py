@@ -21,7 +21,7 @@ from rcnn.dense.retinanet import RetinaNetHead
 from rcnn.dense.rpn import RPNHead
 from rcnn.dense.tood import TOODHead
 from rcnn.dense.towers import group_norm
-from rcnn.dense.yolox import YOLOXHead
+from rcnn.dense.yolox import YOLOXHead, batch_norm
 from rcnn.errors import Problem, SetupError
 from rcnn.matching.atss import ATSSMatcher
 from rcnn.matching.centre import CentreMatcher
@@ -216,7 +216,8 @@ def _build_centernet(spec: CenterNetSpec, neck: AbstractNeck, num_classes: int) 
 
 
 def _build_yolox(spec: YOLOXSpec, neck: AbstractNeck, num_classes: int) -> YOLOXHead:
-    make_norm = _optional_norm(spec.norm)
+    # YOLOX's batch norm has an epsilon and a momentum of its own.
+    make_norm = batch_norm if spec.norm == "batch" else _optional_norm(spec.norm)
     assert make_norm is not None
     return YOLOXHead(
         in_channels=neck.channels,
