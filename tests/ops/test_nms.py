@@ -169,6 +169,13 @@ def test_soft_is_the_papers_in_each_group(decay: Decay) -> None:
     assert (lowered[:-1] >= lowered[1:]).all()
 
 
+def test_soft_without_a_least_score_keeps_every_box_once() -> None:
+    # Two are the same box: an IoU of 1 leaves a score of 0.
+    boxes, scores = torch.tensor([[0.0, 0, 10, 10]]).expand(2, 4), torch.tensor([0.5, 0.25])
+    kept, lowered = soft_nms(boxes, scores, torch.zeros(2, dtype=torch.int64), decay="linear", min_score=0.0)
+    assert (kept.tolist(), lowered.tolist()) == ([0, 1], [0.5, 0.0])
+
+
 def test_soft_on_little() -> None:
     for count in (0, 1):
         boxes, scores, groups = torch.ones(count, 4), torch.ones(count), torch.ones(count, dtype=torch.int64)

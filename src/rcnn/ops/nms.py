@@ -66,21 +66,27 @@ def soft_nms(
     dtype = torch.promote_types(torch.promote_types(boxes_xyxy.dtype, scores.dtype), torch.float32)
     row, column, shape = _places(groups)
     boxes = boxes_xyxy.new_zeros((*shape, 4), dtype=dtype).index_put((row, column), boxes_xyxy.to(dtype))
-    # Empty places are under any `min_score`, and so are those whose turn has been.
-    waiting = scores.new_full(shape, -1.0, dtype=dtype).index_put((row, column), scores.to(dtype))
+    # Empty places are under any `min_score`, and so are those whose turn has been and scores that are no numbers.
+    start = torch.where(scores >= min_score, scores, -1.0).to(dtype)
+    waiting = scores.new_full(shape, -1.0, dtype=dtype).index_put((row, column), start)
     final = torch.full_like(waiting, -1.0)
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
     rows = torch.arange(shape[0], device=boxes.device)
-    while bool((waiting >= min_score).any()):
+    for _ in range(shape[1]):
         best, place = waiting.max(dim=1)
-        final[rows, place] = torch.where(best >= min_score, best, final[rows, place])
+        alive = best >= min_score
+        if not bool(alive.any()):
+            break
+        # Where a group has none left, what has the largest of the low numbers keeps what it was given before.
+        final[rows, place] = torch.where(alive, best, final[rows, place])
         waiting[rows, place] = -1.0
-        overlap = _iou_by_row(boxes[rows, place], boxes)
+        overlap = _iou_by_row(boxes[rows, place], areas[rows, place], boxes, areas)
         weight = (
             torch.exp(-(overlap**2) / sigma)
             if decay == "gaussian"
             else torch.where(overlap >= iou_threshold, 1 - overlap, 1.0)
         )
-        waiting = waiting * weight
+        waiting = torch.where(waiting < 0, waiting, waiting * weight)
     of_box = final[row, column].to(scores.dtype)
     kept = (final[row, column] >= min_score).nonzero().flatten()
     kept = kept[of_box[kept].argsort(descending=True, stable=True)]
@@ -97,10 +103,13 @@ def _places(groups: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
     return row, column, (len(found), int(counts.max()) if len(row) else 0)
 
 
-def _iou_by_row(one_xyxy: Float[Tensor, "g 4"], boxes_xyxy: Float[Tensor, "g m 4"]) -> Float[Tensor, "g m"]:
+def _iou_by_row(
+    one_xyxy: Float[Tensor, "g 4"], area: Float[Tensor, " g"], boxes_xyxy: Float[Tensor, "g m 4"], areas: Tensor
+) -> Float[Tensor, "g m"]:
+    """One box of each group with all of it; 0 between boxes without area."""
     one = one_xyxy[:, None]
     low, high = torch.maximum(one[..., :2], boxes_xyxy[..., :2]), torch.minimum(one[..., 2:], boxes_xyxy[..., 2:])
-    shared = (high - low).clamp(min=0).prod(dim=-1)
-    areas = (boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]).prod(dim=-1)
-    union = (one[..., 2:] - one[..., :2]).prod(dim=-1) + areas - shared
-    return torch.where(union > 0, shared / union, 0.0)
+    width, height = (high - low).clamp_(min=0).unbind(dim=-1)
+    shared = width * height
+    # Without area nothing is shared, and the smallest number keeps the division from being one of zeros.
+    return shared / (area[:, None] + areas - shared).clamp(min=torch.finfo(shared.dtype).tiny)
