@@ -93,7 +93,8 @@ class RoIStage(AbstractRoIStage):
         sampler = self.sampler
         if not isinstance(sampler, HardExampleSampler):
             return [self.sample(found, target) for found, target in zip(proposals, targets, strict=True)]
-        # OHEM: all regions go through the network, and the draw is by their class loss.
+        # OHEM: all regions go through the network, and the draw is by their class loss. A batch norm that is trained
+        # sees them too, as in MMDetection.
         labelled = [self._label(found, target) for found, target in zip(proposals, targets, strict=True)]
         boxes = [some.regions.boxes_xyxy for some in labelled]
         logits = self(levels, boxes)[0].to(boxes[0].dtype)
