@@ -9,10 +9,13 @@ import torch
 
 from rcnn.config.edit import edit
 from rcnn.config.text import to_yaml
+from rcnn.dense.fcos import FCOSHead
 from rcnn.detectors.one_stage import OneStageDetector
 from rcnn.detectors.pyramid import AbstractPyramidDetector
+from rcnn.detectors.two_stage import TwoStageDetector
 from rcnn.engine.checkpoint import CheckpointMeta, save_weights
 from rcnn.errors import CheckpointError
+from rcnn.proposals import ProposalStage
 from rcnn.recipes.catalogue import quickstart
 from rcnn.recipes.models import build_detector
 from rcnn.recipes.recipe import Recipe
@@ -77,7 +80,7 @@ def test_everything_of_the_first_stage_is_taken_or_collapsed(kind: str, tmp_path
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     found = first_stage_start(recipe.detector)
     assert found == path
-    lines = start_first_stage(detector, recipe.detector, found)
+    lines = start_first_stage(detector, recipe.detector, path)
 
     given = source.state_dict()
     after = detector.state_dict()
@@ -102,13 +105,15 @@ def test_everything_of_the_first_stage_is_taken_or_collapsed(kind: str, tmp_path
 def test_the_objectness_is_the_mean_of_the_logits(tmp_path: Path) -> None:
     path = tmp_path / "one_stage.safetensors"
     source = trained(one_stage("fcos"), path)
-    assert isinstance(source, OneStageDetector)
     recipe = two_stage("fcos", path)
     detector = build_detector(recipe.detector, num_classes=2)
     start_first_stage(detector, recipe.detector, path)
+    assert isinstance(source, OneStageDetector) and isinstance(detector, TwoStageDetector)
+    assert isinstance(detector.proposals, ProposalStage)
+    of_source, of_first_stage = source.head, detector.proposals.head
+    assert isinstance(of_source, FCOSHead) and isinstance(of_first_stage, FCOSHead)
     x = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(0))
-    theirs = source.head.tower(x, 0)
-    ours = detector.proposals.head.tower(x, 0)  # type: ignore[union-attr]
+    theirs, ours = of_source.tower(x, 0), of_first_stage.tower(x, 0)
     torch.testing.assert_close(ours[0], theirs[0].mean(dim=1, keepdim=True), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(ours[1], theirs[1])
 
