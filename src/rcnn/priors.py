@@ -97,7 +97,7 @@ class AnchorGenerator:
 
 
 def octave_anchors(strides_px: Sequence[int], *, scale: float = 4.0, scales_per_octave: int = 3) -> AnchorGenerator:
-    """RetinaNet's anchors (Lin et al., 2017): per level `scales_per_octave` sizes from `scale` strides to just below twice
+    """RetinaNet's anchors (Lin et al., 2017): per level `scales_per_octave` sizes from `scale` strides to below twice
     that, each with three ratios."""
     factors = [2 ** (number / scales_per_octave) for number in range(scales_per_octave)]
     return AnchorGenerator(

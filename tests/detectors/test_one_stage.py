@@ -21,6 +21,7 @@ from rcnn.dense.rpn import RPNHead
 from rcnn.detectors.contract import assert_is_detector
 from rcnn.detectors.one_stage import OneStageDetector
 from rcnn.detectors.preparation import prepared_detector
+from rcnn.errors import SetupError
 from rcnn.necks.fpn import FPN
 from rcnn.priors import AnchorGenerator
 from rcnn.records import ImageBatch, Size
@@ -156,3 +157,24 @@ def test_the_original_is_untouched() -> None:
         prepared_detector(detector, torch.bfloat16).predict(batch())
     assert [name for name, _ in detector.named_modules()] == names
     assert detector.training
+
+
+MISFITS: dict[str, Callable[[], AbstractDenseHead]] = {
+    "strides 4, 8": lambda: FCOSHead(in_channels=16, num_classes=2, strides_px=(4, 8), channels=16, num_convs=1),
+    "2 maps": lambda: RPNHead(in_channels=16, num_classes=2, anchors=AnchorGenerator(sizes_px=((8.0,), (16.0,)))),
+}
+
+
+@pytest.mark.parametrize("given", list(MISFITS))
+def test_a_head_for_other_maps_than_the_neck_gives_is_refused(given: str) -> None:
+    neck = FPN(in_channels=(16, 32, 64, 128), in_strides_px=(4, 8, 16, 32), channels=16, extra="pool")
+    backbone = ResNetBackbone(depth=18, make_norm=norm_factory("frozen", 1e-5))
+    with pytest.raises(SetupError) as caught:
+        OneStageDetector(
+            normalizer=ImageNormalizer(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+            backbone=backbone,
+            neck=neck,
+            head=MISFITS[given](),
+        )
+    assert given in str(caught.value)
+    assert "strides 4, 8, 16, 32, 64" in str(caught.value)

@@ -83,6 +83,7 @@ class ATSSHead(AbstractDenseHead):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.strides_px = tuple(strides_px)
         self.tower = ATSSTower(
             in_channels=in_channels,
             num_classes=num_classes,

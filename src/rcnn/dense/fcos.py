@@ -118,6 +118,7 @@ class FCOSHead(AbstractDenseHead):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.strides_px = tuple(strides_px)
         self.tower = FCOSTower(
             in_channels=in_channels,
             num_classes=num_classes,

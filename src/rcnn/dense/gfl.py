@@ -90,6 +90,7 @@ class GFLHead(AbstractDenseHead):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.strides_px = tuple(strides_px)
         self.max_distance = max_distance
         self.num_bins = max_distance + 1
         self.tower = GFLTower(

@@ -47,6 +47,14 @@ class AbstractDenseHead(nn.Module, ABC):
     """
 
     num_classes: int
+    strides_px: tuple[int, ...] | None = None
+    """The strides of the maps that it was built for; None: it takes any."""
+
+    def misfit(self, strides_px: Sequence[int]) -> str | None:
+        """What the head was built for, where that is not a pyramid of these strides; None: it fits."""
+        if self.strides_px is None or self.strides_px == tuple(strides_px):
+            return None
+        return f"maps at strides {', '.join(map(str, self.strides_px))}"
 
     @abstractmethod
     def forward(self, levels: Levels) -> DensePrediction:

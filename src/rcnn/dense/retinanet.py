@@ -84,6 +84,7 @@ class RetinaNetHead(AbstractDenseHead):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.strides_px = tuple(strides_px)
         self.anchors = anchors or octave_anchors(strides_px)
         self.tower = RetinaNetTower(
             in_channels=in_channels,

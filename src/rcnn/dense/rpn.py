@@ -113,6 +113,11 @@ class RPNHead(AbstractDenseHead):
         self.size_divisor_px = size_divisor_px
         self.loss_count: LossCount = loss_count
 
+    def misfit(self, strides_px: Sequence[int]) -> str | None:
+        if self.anchors.num_levels == len(strides_px):
+            return None
+        return f"{self.anchors.num_levels} maps, one for each list of anchor sizes"
+
     def forward(self, levels: Levels) -> DensePrediction:
         outputs = [self.tower(x) for x in levels.maps]
         return DensePrediction(

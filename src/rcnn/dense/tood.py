@@ -137,6 +137,7 @@ class TOODHead(AbstractDenseHead):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.strides_px = tuple(strides_px)
         self.tower = TOODTower(
             in_channels=in_channels,
             num_classes=num_classes,

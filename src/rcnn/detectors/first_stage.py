@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rcnn.backbones.interface import AbstractBackbone
-from rcnn.detectors.pyramid import AbstractPyramidDetector
+from rcnn.detectors.pyramid import AbstractPyramidDetector, refuse_misfit
 from rcnn.necks.interface import AbstractNeck
 from rcnn.proposals import ProposalStage
 from rcnn.records import Detections, ImageBatch, Losses, Proposals, Target
@@ -19,6 +19,7 @@ class ProposalDetector(AbstractPyramidDetector):
         self, *, normalizer: ImageNormalizer, backbone: AbstractBackbone, neck: AbstractNeck, proposals: ProposalStage
     ) -> None:
         super().__init__(normalizer=normalizer, backbone=backbone, neck=neck)
+        refuse_misfit(proposals.head, neck)
         self.proposals = proposals
 
     def loss(self, batch: ImageBatch, targets: Sequence[Target]) -> Losses:

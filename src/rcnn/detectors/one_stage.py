@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rcnn.backbones.interface import AbstractBackbone
 from rcnn.boxes.filtering import DetectionFilter
 from rcnn.dense.interface import AbstractDenseHead, DensePrediction
-from rcnn.detectors.pyramid import AbstractPyramidDetector
+from rcnn.detectors.pyramid import AbstractPyramidDetector, refuse_misfit
 from rcnn.necks.interface import AbstractNeck
 from rcnn.records import Detections, ImageBatch, Losses, Target
 from rcnn.transforms.batching import ImageNormalizer
@@ -33,6 +33,7 @@ class OneStageDetector(AbstractPyramidDetector):
         score_threshold: float = 0.05,
     ) -> None:
         super().__init__(normalizer=normalizer, backbone=backbone, neck=neck)
+        refuse_misfit(head, neck)
         self.head = head
         self.detection_filter = detection_filter or DetectionFilter(score_threshold=0.0)
         self.pre_nms = pre_nms

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from rcnn.backbones.interface import AbstractBackbone
+from rcnn.dense.interface import AbstractDenseHead
 from rcnn.detectors.interface import AbstractDetector
+from rcnn.errors import Problem, SetupError
 from rcnn.necks.interface import AbstractNeck
 from rcnn.records import ImageBatch, Levels, LevelShape
 from rcnn.transforms.batching import ImageNormalizer
@@ -46,4 +48,19 @@ class AbstractPyramidDetector(AbstractDetector, ABC):
                 size.width / original.width for size, original in zip(batch.sizes, batch.original_sizes, strict=True)
             ),
             num_roi_levels=self.num_roi_levels,
+        )
+
+
+def refuse_misfit(head: AbstractDenseHead, neck: AbstractNeck) -> None:
+    """Raises `SetupError` where a head was built for other maps than the neck gives."""
+    built_for = head.misfit(neck.strides_px)
+    if built_for is not None:
+        raise SetupError(
+            Problem(
+                where=type(head).__name__,
+                given=f"a head for {built_for}",
+                allowed=f"one for the neck's {len(neck.strides_px)} maps, at strides "
+                f"{', '.join(map(str, neck.strides_px))}",
+                remedy="build it with strides_px=neck.strides_px, or anchors with a list of sizes for each map",
+            )
         )

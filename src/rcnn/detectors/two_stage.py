@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rcnn.backbones.interface import AbstractBackbone
-from rcnn.detectors.pyramid import AbstractPyramidDetector
+from rcnn.detectors.pyramid import AbstractPyramidDetector, refuse_misfit
 from rcnn.necks.interface import AbstractNeck
-from rcnn.proposals import AbstractProposalStage
+from rcnn.proposals import AbstractProposalStage, ProposalStage
 from rcnn.records import Detections, ImageBatch, Losses, Proposals, Target
 from rcnn.roi.interface import AbstractRoIStage
 from rcnn.transforms.batching import ImageNormalizer
@@ -32,6 +32,8 @@ class TwoStageDetector(AbstractPyramidDetector):
         roi: AbstractRoIStage,
     ) -> None:
         super().__init__(normalizer=normalizer, backbone=backbone, neck=neck)
+        if isinstance(proposals, ProposalStage):
+            refuse_misfit(proposals.head, neck)
         self.proposals = proposals
         self.roi = roi
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rcnn.config.edit import edit
 from rcnn.recipes.dense_catalogue import (
     atss_resnet50_fpn,
     cascade_rcnn_resnet50_fpn,
@@ -200,7 +201,8 @@ def faster_rcnn_resnet18_fpn() -> Recipe:
             # Boxes to the pixel: small pictures leave little room for half a cell.
             roi=RoISpec(pooling=RoIAlignSpec(aligned=True), box_loss=L1Spec()),
         ),
-        train=_SMALL_TRAINING,
+        # Chosen on bccd's val split, where 0.005 learnt too little in 6 epochs.
+        train=edit(_SMALL_TRAINING, {"optimizer.lr": 0.01}),
     )
 
 

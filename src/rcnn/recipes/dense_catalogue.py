@@ -13,7 +13,7 @@ from rcnn.recipes.heads import (
     RetinaNetSpec,
     RPNSpec,
 )
-from rcnn.recipes.parts import DeltaCoderSpec, L1Spec, MatcherSpec, SmoothL1Spec
+from rcnn.recipes.parts import DeltaCoderSpec, EverySamplerSpec, L1Spec, MatcherSpec, SmoothL1Spec
 from rcnn.recipes.recipe import (
     CascadeSpec,
     CascadeStepSpec,
@@ -276,6 +276,9 @@ _PROBABILISTIC_CASCADE = CascadeSpec(
         CascadeStepSpec(
             matcher=MatcherSpec(positive_iou=iou, negative_iou=iou),
             coder=DeltaCoderSpec(weights=(10.0 * scale, 10.0 * scale, 5.0 * scale, 5.0 * scale)),
+            # detectron2's: later stages take all that the first one drew, without the truth.
+            sampler=None if scale == 1.0 else EverySamplerSpec(),
+            join_truth=scale == 1.0,
         )
         for iou, scale in ((0.6, 1.0), (0.7, 2.0), (0.8, 3.0))
     ),

@@ -34,11 +34,12 @@ from rcnn.necks.none import SingleMap
 from rcnn.ops.losses import sigmoid_focal_loss
 from rcnn.proposals import AbstractProposalStage, GivenProposals, ProposalFilter, ProposalStage
 from rcnn.recipes.head_models import build_box_loss, build_coder, build_head, build_matcher, build_sampler
-from rcnn.recipes.parts import BoxLossSpec, DeltaCoderSpec, MatcherSpec, SamplerSpec
+from rcnn.recipes.parts import BoxLossSpec, SamplerSpec
 from rcnn.recipes.recipe import (
     BackboneSpec,
     BoxHeadSpec,
     CascadeSpec,
+    CascadeStepSpec,
     ConvFCSpec,
     DecodedBoxLossSpec,
     DetectorSpec,
@@ -288,18 +289,16 @@ def build_proposals(spec: ProposalsSpec, neck: AbstractNeck, *, divisor_px: int)
 
 def build_roi(spec: RoISpec | CascadeSpec, neck: AbstractNeck, num_classes: int) -> AbstractRoIStage:
     if isinstance(spec, RoISpec):
-        return _build_stage(spec, spec.matcher, spec.coder, neck, num_classes)
+        return _build_stage(spec, spec, neck, num_classes)
     return CascadeStage(
-        stages=[_build_stage(spec, step.matcher, step.coder, neck, num_classes) for step in spec.stages],
+        stages=[_build_stage(spec, step, neck, num_classes) for step in spec.stages],
         loss_weights=[step.loss_weight for step in spec.stages],
         average=spec.average,
         gradient_share=spec.gradient_share,
     )
 
 
-def _build_stage(
-    spec: RegionSpec, matcher: MatcherSpec, coder: DeltaCoderSpec, neck: AbstractNeck, num_classes: int
-) -> RoIStage:
+def _build_stage(spec: RegionSpec, step: RoISpec | CascadeStepSpec, neck: AbstractNeck, num_classes: int) -> RoIStage:
     box_head = build_box_head(spec.box_head, neck.channels, spec.pooling.output_size)
     classification = build_classification(spec.classification)
     return RoIStage(
@@ -312,9 +311,9 @@ def _build_stage(
             classification=classification,
         ),
         num_classes=num_classes,
-        coder=build_coder(coder),
-        matcher=build_matcher(matcher),
-        sampler=build_region_sampler(spec.sampler),
+        coder=build_coder(step.coder),
+        matcher=build_matcher(step.matcher),
+        sampler=build_region_sampler(step.sampler or spec.sampler),
         classification=classification,
         box_loss=build_region_box_loss(spec.box_loss),
         detection_filter=DetectionFilter(
@@ -325,6 +324,7 @@ def _build_stage(
             min_side_px=spec.min_side_px,
         ),
         fusion=spec.fusion,
+        join_truth=step.join_truth if isinstance(step, CascadeStepSpec) else True,
     )
 
 

@@ -281,6 +281,10 @@ class CascadeStepSpec(Spec):
     matcher: MatcherSpec
     coder: DeltaCoderSpec
     loss_weight: NotNegativeFloat = 1.0
+    sampler: SamplerSpec | HardExampleSamplerSpec | None = None
+    """null: that of the cascade."""
+    join_truth: bool = True
+    """The ground truth joins the regions that are sampled from (MMDetection); detectron2: in the first stage alone."""
 
 
 def _step(iou: float, scale: float, loss_weight: float) -> CascadeStepSpec:
