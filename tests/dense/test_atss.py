@@ -13,8 +13,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from rcnn.boxes.coding import centerness_of
 from rcnn.dense.assignment import cells_of_picture
-from rcnn.dense.atss import ATSSHead, centerness_of
+from rcnn.dense.atss import ATSSHead
 from rcnn.dense.contract import assert_is_dense_head
 from rcnn.dense.interface import DensePrediction
 from rcnn.ops.preparation import prepare_for_inference

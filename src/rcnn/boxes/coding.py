@@ -67,3 +67,10 @@ class DistanceCoder:
     ) -> Float[Tensor, "*lead 4"]:
         """The boxes that lie around the points at these distances; leading dimensions broadcast."""
         return torch.cat((points_xy - distances[..., :2], points_xy + distances[..., 2:]), dim=-1)
+
+
+def centerness_of(points_xy: Float[Tensor, "p 2"], boxes_xyxy: Float[Tensor, "p 4"]) -> Float[Tensor, " p"]:
+    """1 in the middle of the box, falling to 0 at its sides (FCOS, equation 3). Every point lies in its box."""
+    before, after = points_xy - boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - points_xy
+    ratio = torch.minimum(before, after) / torch.maximum(before, after)
+    return ratio.prod(dim=1).sqrt()

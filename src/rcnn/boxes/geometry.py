@@ -91,6 +91,20 @@ def has_min_side(boxes_xyxy: Float[Tensor, "a 4"], min_side_px: float) -> Bool[T
     return (width >= min_side_px) & (height >= min_side_px)
 
 
+def centres(boxes_xyxy: Float[Tensor, "a 4"]) -> Float[Tensor, "a 2"]:
+    """The middle of each box."""
+    return (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
+
+
+def lies_inside(
+    points_xy: Float[Tensor, "a 2"], boxes_xyxy: Float[Tensor, "gt 4"], *, by_px: float = 0.0
+) -> Bool[Tensor, "a gt"]:
+    """Which points lie in which boxes, further than `by_px` from every side."""
+    x, y = points_xy[:, 0, None], points_xy[:, 1, None]
+    x1, y1, x2, y2 = boxes_xyxy.unbind(1)
+    return (x - x1 > by_px) & (y - y1 > by_px) & (x2 - x > by_px) & (y2 - y > by_px)
+
+
 # Whether a box that ends exactly at the right or lower limit counts as inside: it does in simple-faster-rcnn, not in
 # MMDetection.
 FarEnds = Literal["included", "excluded"]

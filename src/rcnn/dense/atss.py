@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rcnn.boxes.coding import DeltaCoder
+from rcnn.boxes.coding import DeltaCoder, centerness_of
+from rcnn.boxes.geometry import centres
 from rcnn.dense.assignment import Assignment, assign, cells_of_picture, scatter_matches
+from rcnn.dense.class_loss import focal_class_loss
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, per_prior
 from rcnn.dense.towers import ConvTower, MakeNorm, Scale, group_norm, prior_bias, start_small
-from rcnn.matching.atss import ATSSMatcher, centres
+from rcnn.matching.atss import ATSSMatcher
 from rcnn.matching.iou import Matches
-from rcnn.ops.losses import iou_loss, mean_over_processes, sigmoid_focal_loss
+from rcnn.ops.losses import iou_loss, mean_over_processes
 from rcnn.priors import AnchorGenerator
 from rcnn.records import Levels, Losses, Target
 
@@ -111,17 +113,12 @@ class ATSSHead(AbstractDenseHead):
         dtype = references.dtype
         count = mean_over_processes(wanted.num_positive.clamp(min=1).sum().to(dtype))
         centerness = centerness_of(centres(references), wanted.boxes_xyxy.to(dtype))
+        class_loss = focal_class_loss(prediction.classes, wanted, num_classes=self.num_classes, dtype=dtype).sum()
         return {
-            "classification": self._class_loss(prediction, wanted, dtype) / count,
+            "classification": class_loss / count,
             "box": self._box_loss(prediction, wanted, references, centerness),
             "centerness": self._centerness_loss(prediction, wanted, centerness) / count,
         }
-
-    def _class_loss(self, prediction: DensePrediction, wanted: Assignment, dtype: torch.dtype) -> Tensor:
-        logits = per_prior(prediction.classes, self.num_classes).flatten(0, 1).to(dtype)
-        ones = logits.new_ones(len(wanted.positive))
-        losses = sigmoid_focal_loss(logits, wanted.class_targets(ones, self.num_classes))
-        return (losses * wanted.counted[:, None]).sum()
 
     def _box_loss(
         self, prediction: DensePrediction, wanted: Assignment, references: Tensor, centerness: Tensor
@@ -170,10 +167,3 @@ def match_batch(
         matches = matcher([some[mine] for some, mine in zip(anchors, own, strict=True)], target)
         found.append(scatter_matches(matches, torch.cat(own)))
     return found
-
-
-def centerness_of(points_xy: Float[Tensor, "p 2"], boxes_xyxy: Float[Tensor, "p 4"]) -> Float[Tensor, " p"]:
-    """1 in the middle of the box, falling to 0 at its sides (FCOS, equation 3). Every point lies in its box."""
-    before, after = points_xy - boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - points_xy
-    ratio = torch.minimum(before, after) / torch.maximum(before, after)
-    return ratio.prod(dim=1).sqrt()

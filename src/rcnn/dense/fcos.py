@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rcnn.boxes.coding import DistanceCoder
+from rcnn.boxes.coding import DistanceCoder, centerness_of
 from rcnn.dense.assignment import Assignment, assign
-from rcnn.dense.atss import centerness_of
+from rcnn.dense.class_loss import focal_class_loss
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, ScoreFusion, per_prior
 from rcnn.dense.towers import ConvTower, MakeNorm, Scale, group_norm, prior_bias, start_small
 from rcnn.matching.centre import CentreMatcher
 from rcnn.matching.iou import Matches
-from rcnn.ops.losses import IoULossKind, iou_loss, mean_over_processes, sigmoid_focal_loss
+from rcnn.ops.losses import IoULossKind, iou_loss, mean_over_processes
 from rcnn.priors import PointGenerator
 from rcnn.records import Levels, LevelShape, Losses, Target
 
@@ -165,18 +165,13 @@ class FCOSHead(AbstractDenseHead):
         count = mean_over_processes(wanted.num_positive.sum().to(dtype)).clamp(min=1)
         centerness = centerness_of(chosen, wanted.boxes_xyxy.to(dtype))
         logits = per_prior(prediction.quality, 1).flatten()[wanted.positive].to(dtype)
+        class_loss = focal_class_loss(prediction.classes, wanted, num_classes=self.num_classes, dtype=dtype).sum()
         return {
-            "classification": self._class_loss(prediction, wanted, dtype) / count,
+            "classification": class_loss / count,
             "box": self._box_loss(prediction, wanted, points, centerness, count),
             # Also where nothing is positive: a sum over no points is zero, and keeps the parameters in the graph.
             "centerness": F.binary_cross_entropy_with_logits(logits, centerness, reduction="sum") / count,
         }
-
-    def _class_loss(self, prediction: DensePrediction, wanted: Assignment, dtype: torch.dtype) -> Tensor:
-        logits = per_prior(prediction.classes, self.num_classes).flatten(0, 1).to(dtype)
-        ones = logits.new_ones(len(wanted.positive))
-        losses = sigmoid_focal_loss(logits, wanted.class_targets(ones, self.num_classes))
-        return (losses * wanted.counted[:, None]).sum()
 
     def _box_loss(
         self,

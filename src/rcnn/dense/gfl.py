@@ -13,13 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rcnn.boxes.coding import DistanceCoder
-from rcnn.boxes.geometry import paired_iou
+from rcnn.boxes.geometry import centres, paired_iou
 from rcnn.dense.assignment import Assignment, assign
 from rcnn.dense.atss import anchors_of, match_batch, square_anchors
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, per_prior
 from rcnn.dense.towers import ConvTower, MakeNorm, Scale, group_norm, prior_bias, start_small
-from rcnn.matching.atss import ATSSMatcher, centres
+from rcnn.matching.atss import ATSSMatcher
 from rcnn.ops.losses import distribution_focal_loss, iou_loss, mean_over_processes, quality_focal_loss
 from rcnn.records import Levels, Losses, Target
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from rcnn.boxes.coding import DeltaCoder
 from rcnn.dense.assignment import Assignment, assign, cells_of_picture, scatter_matches
+from rcnn.dense.class_loss import focal_class_loss
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.normalizers import LossNormalizer, by_batch
 from rcnn.dense.selection import CandidateSelector, per_prior
 from rcnn.dense.towers import ConvTower, MakeNorm, prior_bias, start_small
 from rcnn.matching.iou import IoUMatcher, Matches
-from rcnn.ops.losses import sigmoid_focal_loss
 from rcnn.priors import AnchorGenerator, octave_anchors
 from rcnn.records import Levels, LevelShape, Losses, Size, Target
 
@@ -132,18 +132,12 @@ class RetinaNetHead(AbstractDenseHead):
             targets,
         )
         weights = 1 / self.normalizer(wanted.num_positive).to(anchors.dtype)
+        class_losses = focal_class_loss(prediction.classes, wanted, num_classes=self.num_classes, dtype=anchors.dtype)
         return {
-            "classification": self._class_loss(prediction, wanted, weights),
+            # Not a matrix product, which mixed precision would round.
+            "classification": (class_losses * weights).sum(),
             "box": self._box_loss(prediction, wanted, anchors, weights),
         }
-
-    def _class_loss(self, prediction: DensePrediction, wanted: Assignment, weights: Float[Tensor, " n"]) -> Tensor:
-        logits = per_prior(prediction.classes, self.num_classes).flatten(0, 1).to(weights.dtype)
-        ones = logits.new_ones(len(wanted.positive))
-        losses = sigmoid_focal_loss(logits, wanted.class_targets(ones, self.num_classes)).sum(dim=1)
-        by_picture = (losses * wanted.counted).reshape(len(weights), -1).sum(dim=1)
-        # Not a matrix product, which mixed precision would round.
-        return (by_picture * weights).sum()
 
     def _box_loss(
         self, prediction: DensePrediction, wanted: Assignment, anchors: Tensor, weights: Float[Tensor, " n"]

@@ -13,13 +13,14 @@ import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rcnn.boxes.coding import DistanceCoder
+from rcnn.boxes.coding import DistanceCoder, centerness_of
+from rcnn.boxes.geometry import centres
 from rcnn.dense.assignment import assign, cells_of_picture, scatter_matches
-from rcnn.dense.atss import anchors_of, centerness_of, match_batch, square_anchors
+from rcnn.dense.atss import anchors_of, match_batch, square_anchors
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, per_prior
 from rcnn.dense.towers import ConvTower, MakeNorm, Scale, group_norm, prior_bias, start_small
-from rcnn.matching.atss import ATSSMatcher, centres
+from rcnn.matching.atss import ATSSMatcher
 from rcnn.matching.iou import Matches
 from rcnn.matching.task_aligned import TaskAlignedMatcher
 from rcnn.ops.losses import iou_loss, mean_over_processes, quality_focal_loss, sigmoid_focal_loss

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rcnn.boxes.geometry import iou, overlap_share
+from rcnn.boxes.geometry import centres, iou, lies_inside, overlap_share
 from rcnn.matching.iou import Matches
 from rcnn.records import Target
 
@@ -84,20 +84,6 @@ def nothing_positive(references: Tensor) -> Matches:
     """The matches of a picture without boxes: all negative."""
     neither = torch.zeros(len(references), dtype=torch.bool, device=references.device)
     return Matches(gt_index=neither.long(), positive=neither, negative=~neither)
-
-
-def centres(boxes_xyxy: Float[Tensor, "a 4"]) -> Float[Tensor, "a 2"]:
-    """The middle of each box."""
-    return (boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2
-
-
-def lies_inside(
-    points_xy: Float[Tensor, "a 2"], boxes_xyxy: Float[Tensor, "gt 4"], *, by_px: float = 0.0
-) -> Bool[Tensor, "a gt"]:
-    """Which points lie in which boxes, further than `by_px` from every side."""
-    x, y = points_xy[:, 0, None], points_xy[:, 1, None]
-    x1, y1, x2, y2 = boxes_xyxy.unbind(1)
-    return (x - x1 > by_px) & (y - y1 > by_px) & (x2 - x > by_px) & (y2 - y > by_px)
 
 
 def _nearest(anchors_by_level: Sequence[Tensor], boxes_xyxy: Tensor, count: int) -> Int[Tensor, "c gt"]:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from rcnn.matching.atss import lies_inside
+from rcnn.boxes.geometry import lies_inside
 from rcnn.matching.iou import Matches
 from rcnn.records import Target
 

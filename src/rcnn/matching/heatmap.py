@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rcnn.boxes.geometry import area
-from rcnn.matching.atss import centres, lies_inside
+from rcnn.boxes.geometry import area, centres, lies_inside
 from rcnn.records import LevelShape, Target
 
 # Heat below this counts as none.

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rcnn.boxes.geometry import iou
-from rcnn.matching.atss import centres, lies_inside, nothing_positive
+from rcnn.boxes.geometry import centres, iou, lies_inside
+from rcnn.matching.atss import nothing_positive
 from rcnn.matching.iou import Matches
 from rcnn.records import Target
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rcnn.boxes.geometry import iou
-from rcnn.matching.atss import MIN_DISTANCE_PX, claim, lies_inside, nothing_positive
+from rcnn.boxes.geometry import iou, lies_inside
+from rcnn.matching.atss import MIN_DISTANCE_PX, claim, nothing_positive
 from rcnn.matching.iou import Matches
 from rcnn.records import Target
 
