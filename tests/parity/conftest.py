@@ -8,9 +8,16 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from oracle import Oracle
+from recorded import MapMemory
 
 
 @pytest.fixture(scope="session")
 def oracle(shared: Path) -> Callable[[str], Oracle]:
     """The recorded case `system/name`."""
     return lambda name: Oracle(shared / "oracles" / name)
+
+
+@pytest.fixture(scope="session")
+def memory() -> MapMemory:
+    """The maps of the last trunk, for the next case that has the same."""
+    return MapMemory()

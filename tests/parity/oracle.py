@@ -60,6 +60,44 @@ class Oracle:
         if entry.get("mean") is not None and actual.size:
             assert abs(float(actual.mean()) - entry["mean"]) <= rtol * scale, f"{name}: mean"
 
+    def check_rows(self, name: str, value: Tensor, start: int, *, rtol: float = 1e-6) -> None:
+        """`check` of some of the rows of axis 0, those from `start` on: of one picture of a recorded batch.
+
+        Only what was recorded of these rows is compared; at least one number must be.
+        """
+        entry = self.manifest["arrays"][name]
+        rows = value.detach().double().cpu().numpy()
+        assert list(rows.shape[1:]) == entry["shape"][1:], f"{name}: rows of {rows.shape[1:]}"
+        assert start + len(rows) <= entry["shape"][0], f"{name}: more rows than recorded"
+        scale, compared = max(float(entry.get("absmax") or 0), 1e-12), 0
+        for places, stored in self._recorded_rows(name, entry):
+            of_these = (places >= start) & (places < start + len(rows))
+            mine = rows.reshape(len(rows), -1)
+            if entry["stored"] == "sample":
+                width = mine.shape[1]
+                of_these = (places // width >= start) & (places // width < start + len(rows))
+                mine = mine.reshape(-1)
+                difference = np.abs(stored[of_these] - mine[places[of_these] - start * width])
+            else:
+                difference = np.abs(stored.reshape(len(stored), -1)[of_these] - mine[places[of_these] - start])
+            compared += difference.size
+            worst = float(difference.max(initial=0.0))
+            assert worst <= rtol * scale, f"{name}: differs by {worst}, allowed {rtol * scale}"
+        assert compared, f"{name}: nothing was recorded of the rows from {start}"
+
+    def _recorded_rows(self, name: str, entry: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What was recorded, with its row (flat place where single numbers were)."""
+        total = entry["shape"][0]
+        match entry["stored"]:
+            case "full":
+                return [(np.arange(total), self.arrays[name].astype(np.float64))]
+            case "sample":
+                return [(self.arrays[f"{name}@idx"], self.arrays[f"{name}@val"].astype(np.float64))]
+            case "rows":
+                head, tail = self.arrays[f"{name}@head"], self.arrays[f"{name}@tail"]
+                return [(np.arange(len(head)), head), (np.arange(total - len(tail), total), tail)]
+        raise AssertionError(entry["stored"])
+
     def _pairs(self, name: str, entry: dict[str, Any], actual: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         match entry["stored"]:
             case "full":
