@@ -136,7 +136,7 @@ class ATSSHead(AbstractDenseHead):
         return self.selector(
             prediction,
             anchors_of(self.anchors, prediction.levels, like=prediction.boxes[0]),
-            lambda deltas, anchors, level: self.coder.decode(deltas, anchors),
+            lambda deltas, anchors, _: self.coder.decode(deltas, anchors),
             per_level=per_level,
             score_threshold=score_threshold,
         )

@@ -170,10 +170,8 @@ class CenterNetHead(AbstractDenseHead):
         return (weights * distance_giou_loss(found, truth.to(found.dtype))).sum(), weights.sum()
 
     def decode(self, prediction: DensePrediction, *, per_level: int | None, score_threshold: float) -> list[Candidates]:
-        shapes = prediction.levels.shapes
-
-        def boxes_of(distances: Tensor, points: Tensor, level: int) -> Tensor:
-            return self.coder.decode(F.relu(distances) * shapes[level].stride_px, points)
+        def boxes_of(distances: Tensor, points: Tensor, stride_px: Tensor) -> Tensor:
+            return self.coder.decode(F.relu(distances) * stride_px, points)
 
         return self.selector(
             prediction, self.make_points(prediction), boxes_of, per_level=per_level, score_threshold=score_threshold

@@ -192,10 +192,8 @@ class FCOSHead(AbstractDenseHead):
         return (losses * centerness).sum() / mean_over_processes(centerness.sum()).clamp(min=_LEAST_CENTERNESS)
 
     def decode(self, prediction: DensePrediction, *, per_level: int | None, score_threshold: float) -> list[Candidates]:
-        shapes = prediction.levels.shapes
-
-        def decode_boxes(raw: Tensor, points: Tensor, level: int) -> Tensor:
-            return self.coder.decode(self.to_pixels(raw, shapes[level].stride_px), points)
+        def decode_boxes(raw: Tensor, points: Tensor, stride_px: Tensor) -> Tensor:
+            return self.coder.decode(self.to_pixels(raw, stride_px), points)
 
         return self.selector(
             prediction,

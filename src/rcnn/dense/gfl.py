@@ -159,10 +159,8 @@ class GFLHead(AbstractDenseHead):
         return (shares * self.bin_distances).sum(dim=-1)
 
     def decode(self, prediction: DensePrediction, *, per_level: int | None, score_threshold: float) -> list[Candidates]:
-        shapes = prediction.levels.shapes
-
-        def decode_boxes(bins: Tensor, anchors: Tensor, level: int) -> Tensor:
-            return self.coder.decode(self.distances(bins) * shapes[level].stride_px, centres(anchors))
+        def decode_boxes(bins: Tensor, anchors: Tensor, stride_px: Tensor) -> Tensor:
+            return self.coder.decode(self.distances(bins) * stride_px, centres(anchors))
 
         return self.selector(
             prediction,

@@ -151,7 +151,7 @@ class RetinaNetHead(AbstractDenseHead):
         return self.selector(
             prediction,
             self.make_anchors(prediction),
-            lambda deltas, anchors, level: self.coder.decode(deltas, anchors),
+            lambda deltas, anchors, _: self.coder.decode(deltas, anchors),
             per_level=per_level,
             score_threshold=score_threshold,
         )

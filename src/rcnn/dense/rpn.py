@@ -198,7 +198,7 @@ class RPNHead(AbstractDenseHead):
         return self.selector(
             self._without_background(prediction),
             self.make_anchors(prediction),
-            lambda deltas, anchors, level: self.coder.decode(deltas, anchors),
+            lambda deltas, anchors, _: self.coder.decode(deltas, anchors),
             per_level=per_level,
             score_threshold=score_threshold,
         )

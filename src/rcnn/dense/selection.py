@@ -18,8 +18,8 @@ from rcnn.boxes.geometry import clip
 from rcnn.dense.interface import Candidates, DensePrediction
 from rcnn.records import Size
 
-# The chosen ones' raw numbers [S, D], their priors [S, ...] and the number of their level to boxes [S, 4].
-DecodeBoxes = Callable[[Tensor, Tensor, int], Tensor]
+# The chosen ones' raw numbers [S, D], their priors [S, ...] and their levels' strides in pixels [S, 1] to boxes [S, 4].
+DecodeBoxes = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 # How a second map (centerness, objectness) enters the score.
 # "none": it does not. "rescore": candidates are ranked and thresholded by class score, and only then is the score
@@ -77,7 +77,7 @@ class CandidateSelector:
         per_level: int | None,
         score_threshold: float,
     ) -> Candidates:
-        boxes, scores, labels, levels = [], [], [], []
+        chosen, raw, scores, indices = [], [], [], []
         for level, level_priors in enumerate(priors):
             dtype = level_priors.dtype
             logits = self._of_level(prediction.classes, image, level, self.num_classes).flatten()
@@ -85,14 +85,18 @@ class CandidateSelector:
             if self.fusion != "none":
                 quality = self._of_level(prediction.quality, image, level, 1).flatten().to(dtype).sigmoid()
             score, index = self._best(logits, quality, dtype, per_level, score_threshold)
-            prior, label = index // self.num_classes, index % self.num_classes
-            raw = self._of_level(prediction.boxes, image, level, self.box_width)[prior]
-            boxes.append(clip(decode_boxes(raw.to(dtype), level_priors[prior], level), size))
+            prior = index // self.num_classes
+            raw.append(self._of_level(prediction.boxes, image, level, self.box_width)[prior])
+            chosen.append(level_priors[prior])
             scores.append(score)
-            labels.append(label)
-            levels.append(torch.full_like(index, level))
+            indices.append(index)
+        index = torch.cat(indices)
+        level = torch.cat([some.new_full(some.shape, level) for level, some in enumerate(indices)])
+        stride_px = level.new_tensor([shape.stride_px for shape in prediction.levels.shapes])[level, None]
+        # All levels at once: small networks feel every operation.
+        boxes = decode_boxes(torch.cat(raw).to(priors[0].dtype), torch.cat(chosen), stride_px)
         return Candidates(
-            boxes_xyxy=torch.cat(boxes), scores=torch.cat(scores), labels=torch.cat(labels), level=torch.cat(levels)
+            boxes_xyxy=clip(boxes, size), scores=torch.cat(scores), labels=index % self.num_classes, level=level
         )
 
     def _of_level(self, maps: Sequence[Tensor], image: int, level: int, width: int) -> Float[Tensor, "t {width}"]:

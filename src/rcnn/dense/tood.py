@@ -226,7 +226,7 @@ class TOODHead(AbstractDenseHead):
         return self.selector(
             prediction,
             anchors_of(self.anchors, prediction.levels, like=prediction.boxes[0]),
-            lambda boxes, anchors, level: boxes,
+            lambda boxes, anchors, _: boxes,
             per_level=per_level,
             score_threshold=score_threshold,
         )
