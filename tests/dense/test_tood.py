@@ -356,3 +356,19 @@ def test_initial_batches_are_counted_and_kept() -> None:
     assert int(one.batches_seen) == 2
     one.eval()
     assert is_aligned()
+
+
+@pytest.mark.parametrize("shift", [torch.nan, torch.inf, -torch.inf, 1e30])
+def test_a_shift_that_went_astray_reads_no_memory_beyond_the_map(shift: float) -> None:
+    """A training that diverged ended in a segmentation fault here."""
+    boxes = torch.rand(1, 4, 40, 60) + torch.tensor([0.0, 0.0, 2.0, 2.0])[:, None, None]
+    shifts = torch.zeros(1, 8, 40, 60)
+    shifts[0, 2, 20, 30] = shift  # y of the top side of one cell
+    found = read_shifted(boxes, shifts)
+    if shift == 1e30:  # beyond the map lie zeros
+        assert float(found[0, 1, 20, 30]) == 0
+    else:
+        assert bool(found[0, 1, 20, 30].isnan())
+    others = torch.ones(4, 40, 60, dtype=torch.bool)
+    others[:, 20, 30] = False
+    torch.testing.assert_close(found[0][others], boxes[0][others])

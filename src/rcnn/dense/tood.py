@@ -249,7 +249,10 @@ def read_shifted(boxes: Float[Tensor, "n 4 h w"], shifts: Float[Tensor, "n 8 h w
     Beyond the map lie zeros. A box whose sides change places by it stays as it was.
     """
     weight = boxes.new_ones(4, 1, 1, 1)
-    read = torchvision.ops.deform_conv2d(boxes.contiguous(), shifts.contiguous(), weight)
+    # torchvision's operator reads anywhere in memory for a shift that is no number. What it would give is none either.
+    finite = shifts.isfinite()
+    read = torchvision.ops.deform_conv2d(boxes.contiguous(), shifts.where(finite, 0.0).contiguous(), weight)
+    read = read.where(finite.unflatten(1, (4, 2)).all(dim=2), torch.nan)
     crossed = (read[:, 0] > read[:, 2]) | (read[:, 1] > read[:, 3])
     return torch.where(crossed[:, None], boxes, read)
 
