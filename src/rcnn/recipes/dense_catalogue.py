@@ -335,7 +335,7 @@ _SMALL_TRAINING = TrainSpec(
     optimizer=SGDSpec(lr=0.01),
     schedule=CosineSpec(),
     warm_up=WarmUpSpec(steps=100),
-    clip_norm=35.0,
+    clip_norm=10.0,
 )
 
 
