@@ -25,7 +25,7 @@ Batch = tuple[ImageBatch, Sequence[Target]]
 
 # GradScaler halves its scale at every overflow: after this many in a row the scale itself is next to nothing.
 MAX_OVERFLOWS = 30
-LOOK_AT = "in the recipe lower train.optimizer.lr or train.clip_norm, or lengthen train.warm_up.steps; see these pictures"
+LOOK_AT = "lower train.optimizer.lr or train.clip_norm, or lengthen train.warm_up.steps; look at these pictures"
 
 
 class LossModule(nn.Module):
