@@ -121,7 +121,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(scaled: bool) -> None
     with pytest.raises(RunError) as caught:
         take(trainer, [4, 1])
     message = str(caught.value)
-    for part in ("step 7, loss term box: nan on pictures [104, 101]", "train.optimizer.lr", "train.warm_up.steps", "train.clip_norm"):
+    for part in (
+        "step 7, loss term box: nan on pictures [104, 101]",
+        "train.optimizer.lr",
+        "train.warm_up.steps",
+        "train.clip_norm",
+    ):
         assert part in message
     torch.testing.assert_close(values(detector), before, rtol=0, atol=0)
     assert not optimizer.state
