@@ -53,7 +53,7 @@ def build_loader_for_training(
         world_size=num_processes,
         num_workers=data.workers,
         pin_memory=pin_memory,
-        proposals=_given_proposals(recipe, "train_proposals", data.train_proposals, table),
+        proposals=_given_proposals(data.train_proposals, table),
     )
 
 
@@ -70,25 +70,28 @@ def build_loader_for_evaluation(
         rank=rank,
         world_size=num_processes,
         num_workers=recipe.data.workers,
-        proposals=_given_proposals(recipe, "eval_proposals", recipe.data.eval_proposals, table),
+        proposals=_given_proposals(recipe.data.eval_proposals, table),
     )
 
 
-def _given_proposals(recipe: Recipe, field: str, path: str | None, table: AnnotationTable) -> TableProposals | None:
-    """Raises `RecipeError` where a file is missing or has no taker, `DataError` where it is not of these pictures."""
+def refuse_misplaced_proposals(recipe: Recipe) -> None:
+    """Raises `RecipeError` where files of proposals are missing, or have no taker."""
     detector = recipe.detector
     wanted = isinstance(detector, TwoStageSpec) and isinstance(detector.proposals, GivenProposalsSpec)
-    if wanted == (path is not None):
-        return None if path is None else open_proposals(Path(path), table)
-    raise RecipeError(
-        Problem(
-            where=f"data.{field}",
-            given=path or "null",
-            allowed="a file of proposals for these pictures"
-            if wanted
-            else "null: this detector makes its own proposals",
-            remedy="rcnn proposals dump CHECKPOINT --data DIR writes one"
-            if wanted
-            else "detector.proposals.type=given for a Fast R-CNN",
-        )
-    )
+    allowed, remedy = "null: this detector makes its own proposals", "detector.proposals.type=given for a Fast R-CNN"
+    if wanted:
+        allowed = "a file of proposals for these pictures"
+        remedy = "rcnn proposals dump CHECKPOINT --data DIR writes one"
+    given = {"train_proposals": recipe.data.train_proposals, "eval_proposals": recipe.data.eval_proposals}
+    problems = [
+        Problem(where=f"data.{field}", given=path or "null", allowed=allowed, remedy=remedy)
+        for field, path in given.items()
+        if wanted != (path is not None)
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
+def _given_proposals(path: str | None, table: AnnotationTable) -> TableProposals | None:
+    """Raises `DataError` where the file is not of these pictures."""
+    return None if path is None else open_proposals(Path(path).expanduser(), table)

@@ -33,7 +33,12 @@ from rcnn.errors import DataError, ImageError, Problem, RecipeError
 from rcnn.recipes.checkpoints import recipe_inside, start_from
 from rcnn.recipes.datasets import Splits, data_path, read_splits, without_classes
 from rcnn.recipes.judging import BEST_METRIC, Evaluation, judge, pictures_of, report
-from rcnn.recipes.loaders import build_loader_for_evaluation, build_loader_for_training, per_process
+from rcnn.recipes.loaders import (
+    build_loader_for_evaluation,
+    build_loader_for_training,
+    per_process,
+    refuse_misplaced_proposals,
+)
 from rcnn.recipes.models import build_detector
 from rcnn.recipes.recipe import AdamSpec, FirstStageSpec, MultiStepSpec, OptimizerSpec, Recipe, SGDSpec, TrainSpec
 from rcnn.recipes.resolve import resolve_recipe
@@ -149,6 +154,7 @@ def _prepare(recipe: Recipe, device: Device, progress: AbstractProgress | None) 
     accelerator = build_accelerator(precision=recipe.train.precision, device=device)
     per_process(recipe, accelerator.num_processes)  # a batch that cannot be shared out is told before the data are read
     _refuse_recall_of_detections(recipe)
+    refuse_misplaced_proposals(recipe)
     splits = read_splits(recipe.data, seed=recipe.train.seed)
     if isinstance(recipe.detector, FirstStageSpec):
         evaluation = None if splits.evaluation is None else without_classes(splits.evaluation)

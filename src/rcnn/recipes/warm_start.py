@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rcnn.detectors.pyramid import AbstractPyramidDetector
-from rcnn.engine.checkpoint import read_weights
+from rcnn.engine.checkpoint import Checkpoint, read_weights
 from rcnn.errors import CheckpointError, Problem
 from rcnn.recipes.checkpoints import recipe_inside
 from rcnn.recipes.heads import DenseHeadSpec
@@ -47,7 +47,7 @@ def start_first_stage(detector: AbstractPyramidDetector, spec: DetectorSpec, pat
     left. Raises `CheckpointError` with every tensor that is missing, has another shape, or of which our head has no
     place: nothing is left random, and nothing reads features that it was not trained on.
     """
-    checkpoint = read_weights(path)
+    checkpoint = _read(path)
     source = recipe_inside(path, checkpoint.meta).detector
     _refuse_other_heads(path, spec, source)
     num_classes = len(checkpoint.meta.classes) if isinstance(source, OneStageSpec) else 1
@@ -72,6 +72,19 @@ def start_first_stage(detector: AbstractPyramidDetector, spec: DetectorSpec, pat
         raise CheckpointError((first, *start.problems))
     detector.load_state_dict({**own, **start.tensors})
     return list(_lines(path, start, source, num_classes, left))
+
+
+def _read(path: Path) -> Checkpoint:
+    try:
+        return read_weights(path)
+    except CheckpointError as error:
+        problem = Problem(
+            where="detector.proposals.init_from",
+            given=str(path),
+            allowed="a checkpoint of a detector whose head is the first stage's",
+            remedy="train that detector first, or name its file; null: the first stage starts from random numbers",
+        )
+        raise CheckpointError((problem, *error.problems)) from error
 
 
 def _take(start: _Start, name: str, own: Tensor, given: Tensor | None, num_classes: int) -> None:
