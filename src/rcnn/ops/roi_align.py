@@ -148,14 +148,27 @@ def _grid(
         merge = not torch.compiler.is_exporting() and len(boxes_xyxy) > _FEW_ROIS
         return fixed_taps(start, end, side, bins=bins, sampling_ratio=sampling_ratio, aligned=aligned, merge=merge)
 
+    of_y, of_x = (y1 * scale_y, y2 * scale_y, height), (x1 * scale_x, x2 * scale_x, width)
+    if sampling_ratio > 0 and size[0] == size[1]:
+        # Both axes in one pass: where RoIs are few, the number of operations is what costs.
+        start, end, side = (torch.cat(pair) for pair in zip(of_y, of_x, strict=True))
+        y, x = _halves(taps(start, end, side, size[0]))
+    else:
+        y, x = taps(*of_y, size[0]), taps(*of_x, size[1])
     return _Grid(
-        y=taps(y1 * scale_y, y2 * scale_y, height, size[0]),
-        x=taps(x1 * scale_x, x2 * scale_x, width, size[1]),
+        y=y,
+        x=x,
         width=width,
         first_row=batch_index * height * width,
         level=level_index,
         first_row_of_level=cells.cumsum(0) - cells,
     )
+
+
+def _halves(both: AxisTaps) -> tuple[AxisTaps, AxisTaps]:
+    pieces = zip(both.cells.chunk(2), both.weights.chunk(2), both.counts.chunk(2), strict=True)
+    first, second = (AxisTaps(cells=cells, weights=weights, counts=counts) for cells, weights, counts in pieces)
+    return first, second
 
 
 def _rows_and_weights(grid: _Grid, piece: _Piece) -> tuple[Int[Tensor, "bags taps"], Float[Tensor, "bags taps"]]:
