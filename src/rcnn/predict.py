@@ -27,6 +27,7 @@ from rcnn.recipes.checkpoints import LoadedDetector, read_detector
 from rcnn.recipes.datasets import read_evaluation
 from rcnn.recipes.judging import Evaluation, judge
 from rcnn.recipes.loaders import build_loader_for_evaluation, build_resize
+from rcnn.recipes.proposing import proposer_of
 from rcnn.recipes.recipe import Recipe
 from rcnn.records import ClassTable, Detections, ImageBatch, Proposals
 from rcnn.transforms.batching import Sample, collate
@@ -58,7 +59,8 @@ class Predictor:
         return [self._predict_one(picture) for picture in _as_list(pictures)]
 
     def propose(self, pictures: Picture | Sequence[Picture]) -> list[Proposals]:
-        """The first stage alone: class-agnostic proposals in each picture's own pixels, best first."""
+        """Class-agnostic proposals in each picture's own pixels, best first: the first stage's, or what a one-stage
+        detector finds as if it knew no classes."""
         return [self._propose_one(picture) for picture in _as_list(pictures)]
 
     def _predict_one(self, picture: Picture) -> Detections:
@@ -70,7 +72,7 @@ class Predictor:
     def _propose_one(self, picture: Picture) -> Proposals:
         batch = self._batch(picture)
         with torch.inference_mode():
-            found = self.detector.propose(batch.to(self.device))[0]
+            found = proposer_of(self.detector)(batch.to(self.device))[0]
         nothing = found.boxes_xyxy.new_zeros(len(found))
         boxes = Detections(boxes_xyxy=found.boxes_xyxy, scores=nothing, labels=nothing.long())
         moved = to_original(boxes, size=batch.sizes[0], original_size=batch.original_sizes[0])
