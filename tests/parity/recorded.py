@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -101,6 +105,14 @@ class _Kept:
     maps: tuple[Tensor, ...]
 
 
+def give_memory_back() -> None:
+    """To the system: the C library keeps a gigabyte of what a case has freed, and the next one asks for other sizes."""
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # a C library without it
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 class MapMemory:
     """The maps of the last backbone and of the last neck on it, for the case after that has the same weights.
 
@@ -113,6 +125,7 @@ class MapMemory:
 
     def maps(self, detector: AbstractPyramidDetector, batch: ImageBatch, *, gradient: bool) -> Maps:
         """With a graph or without: one of each is kept, but for the graph of a backbone, which the first case has."""
+        give_memory_back()
         pixels = detector.normalizer(batch)
         assert isinstance(detector.neck, FPN)
         body_key = digest(detector.backbone, "", pixels)

@@ -33,6 +33,8 @@ from rcnn.records import ImageBatch, Target
 from rcnn.transforms.batching import ImageNormalizer
 from rcnn.transforms.geometry import scale_boxes
 
+# In one process, where a case finds the maps of the one before.
+pytestmark = pytest.mark.xdist_group("parity with detectron2 and torchvision")
 PREPROCESSING = Preprocessing(rounding="round_half_up", kernel="bilinear_uint8_antialias", labels="coco80")
 RATIOS, SIZES = 3, 3
 LEVELS = ("p3", "p4", "p5", "p6", "p7")

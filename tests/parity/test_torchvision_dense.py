@@ -37,6 +37,8 @@ from rcnn.records import ImageBatch, Target
 from rcnn.transforms.batching import ImageNormalizer
 from rcnn.transforms.geometry import scale_boxes
 
+# In one process, where a case finds the maps of the one before.
+pytestmark = pytest.mark.xdist_group("parity with detectron2 and torchvision")
 PREPROCESSING = Preprocessing(rounding="floor", kernel="bilinear_float", labels="coco91", pixels=torch.float64)
 Head = FCOSHead | RetinaNetHead
 

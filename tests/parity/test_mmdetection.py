@@ -1,0 +1,404 @@
+"""MMDetection's detectors, stage by stage in float64: our recipes, with checkpoints rebuilt under its key names.
+
+Inference is compared on one of the two pictures, padded as in the batch; RCNN_PARITY=full takes both. Training is
+compared on both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import pytest
+import torch
+from oracle import Oracle
+from recorded import TRAIN_STAGES, MapMemory, Maps, Preprocessing, check_gradients, only, pictures_of
+from torch import Tensor, nn
+
+from rcnn.config.edit import edit
+from rcnn.converters.mmdet import MMDetectionModel, recognise
+from rcnn.dense.atss import ATSSHead, anchors_of, match_batch
+from rcnn.dense.fcos import FCOSHead
+from rcnn.dense.gfl import GFLHead
+from rcnn.dense.interface import AbstractDenseHead, DensePrediction
+from rcnn.dense.retinanet import RetinaNetHead
+from rcnn.dense.rpn import RPNHead
+from rcnn.detectors.first_stage import ProposalDetector
+from rcnn.detectors.one_stage import OneStageDetector
+from rcnn.detectors.two_stage import TwoStageDetector
+from rcnn.engine.checkpoint import load_into
+from rcnn.proposals import ProposalStage
+from rcnn.recipes import dense_catalogue
+from rcnn.recipes.models import build_detector
+from rcnn.recipes.recipe import FirstStageSpec, Recipe
+from rcnn.records import Detections, ImageBatch, Levels, Losses, Proposals, Target
+from rcnn.roi.cascade import CascadeStage
+from rcnn.roi.regions import SampledRegions
+from rcnn.roi.stage import RoIStage
+from rcnn.transforms.geometry import scale_boxes
+
+# In one process, where a case finds the maps of the one before.
+pytestmark = pytest.mark.xdist_group("parity with MMDetection")
+PREPROCESSING = Preprocessing(rounding="round_half_up", kernel="bilinear_uint8", labels="coco80")
+Detector = OneStageDetector | TwoStageDetector | ProposalDetector
+Overrides = Mapping[str, object]
+
+# What the recorded runs had otherwise than the recipes: all samples, fewer proposals; and what MMDetection has that the
+# recipes leave out: a side must be more than 0, and a picture without a positive counts as if it had one.
+ONE_STAGE: Overrides = {"detector.min_side_px": 1e-9}
+FIRST: Overrides = {"detector.proposals.train.post_nms": 500, "detector.proposals.min_side_px": 1e-9}
+RPN: Overrides = {
+    **FIRST,
+    "detector.proposals.head.sampler": {"type": "every"},
+    "detector.proposals.head.loss_count": "at_least_one_positive",
+}
+REGIONS: Overrides = {
+    "detector.roi.sampler": {"type": "every"},
+    # Boxes of up to 112 px come from the finest map, whatever its stride.
+    "detector.roi.pooling.level_map": {
+        "canonical_size_px": 56.0,
+        "canonical_level": 0,
+        "epsilon_place": "inside",
+        "count": "by_position",
+    },
+}
+# Its how-to has another mean than FCOS's own config.
+CAFFE: Overrides = {"detector.image.mean": (103.53, 116.28, 123.675), "detector.proposals.init_from": None}
+
+
+def faster_rcnn_resnet50_fpn() -> Recipe:
+    """MMDetection's has no recipe of that name here: the RPN's first stage, Fast R-CNN's second."""
+    first = dense_catalogue.rpn_resnet50_fpn().detector
+    assert isinstance(first, FirstStageSpec)
+    return edit(dense_catalogue.fast_rcnn_resnet50_fpn(), {"detector.proposals": first.proposals})
+
+
+# In an order in which a case has the pyramid, or at least the backbone, of the one before.
+CASES: Mapping[str, tuple[Callable[[], Recipe], Overrides]] = {
+    "atss_r50_fpn_1x": (dense_catalogue.atss_resnet50_fpn, ONE_STAGE),
+    "gfl_r50_fpn_1x": (dense_catalogue.gfl_resnet50_fpn, ONE_STAGE),
+    "retinanet_r50_fpn_1x": (dense_catalogue.retinanet_resnet50_fpn, ONE_STAGE),
+    "faster-rcnn_r50_fpn_fcos-rpn_1x": (dense_catalogue.faster_rcnn_resnet50_fpn_fcos_rpn, {**FIRST, **REGIONS}),
+    "faster-rcnn_r50_fpn_1x": (faster_rcnn_resnet50_fpn, {**RPN, **REGIONS}),
+    "rpn_r50_fpn_1x": (dense_catalogue.rpn_resnet50_fpn, {**RPN, "detector.proposals.test.pre_nms": 2000}),
+    "cascade-rcnn_r50_fpn_1x": (dense_catalogue.cascade_rcnn_resnet50_fpn, {**RPN, **REGIONS}),
+    "fcos_r50-caffe_fpn_gn-head_1x": (dense_catalogue.fcos_resnet50_caffe_fpn_gn, ONE_STAGE),
+    "faster-rcnn_r50-caffe_fpn_fcos-rpn_1x": (
+        dense_catalogue.faster_rcnn_resnet50_caffe_fpn_fcos_rpn,
+        {**FIRST, **REGIONS, **CAFFE},
+    ),
+}
+
+
+def build(name: str) -> Detector:
+    make_recipe, overrides = CASES[name]
+    detector = build_detector(edit(make_recipe(), overrides).detector, num_classes=80, pretrained=False)
+    assert isinstance(detector, Detector)
+    if isinstance(detector, TwoStageDetector) and isinstance(detector.proposals, ProposalStage):
+        head = detector.proposals.head
+        if isinstance(head, RPNHead):
+            # Of anchors inside alone; one that ends at the very edge is none to MMDetection.
+            head.border_ends = "excluded"
+    return detector.double().eval()
+
+
+@dataclass
+class Case:
+    """A detector with the recorded weights, and the maps of its trunk."""
+
+    oracle: Oracle
+    model: MMDetectionModel
+    detector: Detector
+    names: Mapping[str, str]
+    memory: MapMemory
+    pictures: Sequence[int]
+
+    @property
+    def head(self) -> AbstractDenseHead:
+        if isinstance(self.detector, OneStageDetector):
+            return self.detector.head
+        assert isinstance(self.detector.proposals, ProposalStage)
+        return self.detector.proposals.head
+
+    def maps(self, batch: ImageBatch, *, gradient: bool) -> tuple[Maps, Levels]:
+        maps = self.memory.maps(self.detector, batch, gradient=gradient)
+        return maps, self.detector.levels(maps.pyramid, batch)
+
+    @cached_property
+    def training(self) -> tuple[Maps, DensePrediction]:
+        """Maps and predictions of both pictures, with a graph. The truth does not matter to them."""
+        maps, levels = self.maps(self.train_batch("train")[0], gradient=True)
+        return maps, self.head(levels)
+
+    def train_batch(self, stage: str) -> tuple[ImageBatch, list[Target]]:
+        long_side, short_side = self.oracle.manifest["train_overrides"]["scale"]
+        boxes = TRAIN_STAGES[stage]
+        return PREPROCESSING.batch(self.oracle, short_side=short_side, max_long_side=long_side, boxes=boxes)
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def case(request: pytest.FixtureRequest, oracle: Callable[[str], Oracle], memory: MapMemory) -> Case:
+    recorded = oracle(f"mmdetection/{request.param}")
+    detector = build(request.param)
+    state = recorded.state_dict()
+    frozen = not isinstance(detector.backbone.get_submodule("bn1"), nn.BatchNorm2d)
+    # The head of the RPN detector is a first stage here.
+    place = "head" if isinstance(detector, OneStageDetector) else "proposals.head"
+    model = recognise(state, norms="frozen" if frozen else "trained", head_place=place)
+    converted = model.key_map.to_ours(state)
+    assert set(converted.names) | set(converted.dropped) == set(state)
+    load_into(detector, converted.state)
+    number = list(CASES).index(request.param)
+    return Case(
+        oracle=recorded,
+        model=model,
+        detector=detector,
+        names=converted.names,
+        memory=memory,
+        pictures=pictures_of(number),
+    )
+
+
+@torch.no_grad()
+def test_inference(case: Case) -> None:
+    both, _ = PREPROCESSING.batch(case.oracle, short_side=800, max_long_side=1333)
+    check_preprocessing(case, both)
+    for picture in case.pictures:
+        batch = only(both, picture)
+        maps, levels = case.maps(batch, gradient=False)
+        check_maps(case, "eval", maps, picture)
+        prediction = case.head(levels)
+        check_head(case, prediction, picture)
+        match case.detector:
+            case OneStageDetector() as detector:
+                (found,) = detector.detect(prediction)
+            case ProposalDetector() as detector:
+                (found,) = [
+                    as_detections(some)
+                    for some in detector.proposals.select(prediction, detector.proposals.test_filter)
+                ]
+            case TwoStageDetector() as detector:
+                found = second_stage(case, detector, prediction, picture)
+        check_detections(case.oracle, found, batch, picture)
+
+
+def check_preprocessing(case: Case, batch: ImageBatch) -> None:
+    for picture, size in enumerate(batch.sizes):
+        pixels = batch.pixels[picture, :, : size.height, : size.width].flip(0)
+        case.oracle.check(f"eval/pre/resized_uint8_bgr/{picture}", pixels, rtol=0)
+    case.oracle.check("eval/pre/tensor", case.detector.normalizer(batch))
+    padded = [[*size, *(-(-side // 32) * 32 for side in size)] for size in batch.sizes]
+    case.oracle.check("eval/pre/img_shape_pad_shape_hw", torch.tensor(padded), rtol=0)
+    factors = [
+        [size.width / original.width, size.height / original.height]
+        for size, original in zip(batch.sizes, batch.original_sizes, strict=True)
+    ]
+    case.oracle.check("eval/pre/scale_factor_wh", torch.tensor(factors, dtype=torch.float64))
+
+
+def check_maps(case: Case, stage: str, maps: Maps, first: int) -> None:
+    """Of the recorded pictures from `first` on."""
+    for kind, found in (("body", maps.body), ("feature", maps.pyramid)):
+        for level, x in enumerate(found):
+            if f"{stage}/{kind}/{level}" in case.oracle.manifest["arrays"]:
+                case.oracle.check_rows(f"{stage}/{kind}/{level}", x, first)
+
+
+def check_head(case: Case, prediction: DensePrediction, picture: int) -> None:
+    head = f"eval/{case.model.head_prefix}"
+    for level in range(len(prediction.classes)):
+        case.oracle.check_rows(f"{head}/cls/{level}", prediction.classes[level], picture)
+        case.oracle.check_rows(f"{head}/reg/{level}", recorded_boxes(case.head, prediction, level), picture)
+        if prediction.quality:
+            case.oracle.check_rows(f"{head}/centerness/{level}", prediction.quality[level], picture)
+    for level, priors in enumerate(priors_of(case.head, prediction)):
+        case.oracle.check(f"eval/priors/{level}", priors)
+
+
+def recorded_boxes(head: AbstractDenseHead, prediction: DensePrediction, level: int) -> Tensor:
+    """FCOS's recorded maps are distances already."""
+    raw = prediction.boxes[level]
+    return head.to_pixels(raw, prediction.levels.shapes[level].stride_px) if isinstance(head, FCOSHead) else raw
+
+
+def priors_of(head: AbstractDenseHead, prediction: DensePrediction) -> list[Tensor]:
+    match head:
+        case RPNHead() | RetinaNetHead():
+            return head.make_anchors(prediction)
+        case FCOSHead():
+            return head.make_points(prediction)
+        case ATSSHead() | GFLHead():
+            return anchors_of(head.anchors, prediction.levels, like=prediction.boxes[0])
+    raise AssertionError(type(head))
+
+
+def second_stage(case: Case, detector: TwoStageDetector, prediction: DensePrediction, picture: int) -> Detections:
+    oracle, levels = case.oracle, prediction.levels
+    assert isinstance(detector.proposals, ProposalStage)
+    (found,) = detector.proposals.select(prediction, detector.proposals.test_filter)
+    assert found.scores is not None
+    oracle.check(f"eval/proposals/{picture}/boxes", found.boxes_xyxy)
+    oracle.check(f"eval/proposals/{picture}/scores", found.scores)
+    roi = detector.roi
+    if isinstance(roi, RoIStage):
+        logits, deltas = check_regions(case, "eval/roi", roi, levels, found.boxes_xyxy, picture)
+        return roi.detect(logits, deltas, [found.boxes_xyxy], levels.image_sizes)[0]
+    assert isinstance(roi, CascadeStage)
+    boxes, all_logits, deltas = found.boxes_xyxy, [], torch.empty(0)
+    for number, stage in enumerate(roi.chain):
+        if number:
+            (boxes,) = roi.chain[number - 1].refine(all_logits[-1], deltas, [boxes], levels.image_sizes)
+        logits, deltas = check_regions(case, f"eval/roi/stage{number}", stage, levels, boxes, picture)
+        all_logits.append(logits)
+    return roi.chain[-1].detect_scored(roi.mean_scores(all_logits), deltas, [boxes], levels.image_sizes)[0]
+
+
+def check_regions(
+    case: Case, name: str, stage: RoIStage, levels: Levels, boxes: Tensor, picture: int
+) -> tuple[Tensor, Tensor]:
+    """Those of both pictures were recorded one after the other."""
+    first = picture * len(boxes)
+    pooled = stage.pooling(levels, [boxes])
+    case.oracle.check_rows(f"{name}/pooled", pooled, first)
+    logits, deltas = stage.predictor(stage.box_head(pooled))
+    case.oracle.check_rows(f"{name}/class_logits", logits, first)
+    case.oracle.check_rows(f"{name}/box_deltas", deltas.flatten(1), first)
+    if picture == 0:
+        case.oracle.check(f"{name}/box_deltas_first50", deltas[:50].flatten(1))
+    return logits, deltas
+
+
+def as_detections(found: Proposals) -> Detections:
+    assert found.scores is not None
+    labels = torch.zeros(len(found.scores), dtype=torch.int64)
+    return Detections(boxes_xyxy=found.boxes_xyxy, scores=found.scores, labels=labels)
+
+
+def check_detections(oracle: Oracle, found: Detections, batch: ImageBatch, picture: int) -> None:
+    """In pixels of the picture as it was."""
+    boxes = scale_boxes(found.boxes_xyxy, batch.sizes[0], batch.original_sizes[0])
+    oracle.check(f"eval/detections/{picture}/boxes", boxes)
+    oracle.check(f"eval/detections/{picture}/scores", found.scores)
+    oracle.check(f"eval/detections/{picture}/labels", found.labels)
+
+
+@pytest.mark.parametrize("stage", TRAIN_STAGES)
+def test_training(case: Case, stage: str) -> None:
+    oracle = case.oracle
+    maps, prediction = case.training
+    _, targets = case.train_batch(stage)
+    oracle.check(f"{stage}/pre/tensor", maps.pixels)
+    for picture, target in enumerate(targets):
+        oracle.check(f"{stage}/pre/gt_boxes/{picture}", target.boxes_xyxy)
+    check_assignment(case, stage, prediction, targets)
+    losses = losses_of(case, stage, prediction, targets)
+    check_losses(case, stage, losses)
+    if stage == "train":
+        check_gradients(case.oracle, case.detector, case.model.key_map, case.names, maps, losses)
+
+
+def losses_of(case: Case, stage: str, prediction: DensePrediction, targets: Sequence[Target]) -> Losses:
+    """As the detectors make them, but for what was computed before; regions checked on the way."""
+    if isinstance(case.detector, OneStageDetector):
+        return case.head.loss(prediction, targets)
+    agnostic = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
+    losses = {f"rpn_{name}": value for name, value in case.head.loss(prediction, agnostic).items()}
+    if isinstance(case.detector, ProposalDetector):
+        return losses
+    first, roi = case.detector.proposals, case.detector.roi
+    assert isinstance(first, ProposalStage)
+    found = first.select(prediction, first.train_filter)
+    stage_0 = roi.chain[0] if isinstance(roi, CascadeStage) else roi
+    assert isinstance(stage_0, RoIStage)
+    for picture, target in enumerate(targets):
+        check_sample(case, f"{stage}/roi/stage0/{picture}", stage_0.sample(found[picture], target))
+    return losses | roi.loss(prediction.levels, found, targets)
+
+
+def check_assignment(case: Case, stage: str, prediction: DensePrediction, targets: Sequence[Target]) -> None:
+    head, levels = case.head, prediction.levels
+    by_level = priors_of(head, prediction)
+    priors = torch.cat(by_level)
+    match head:
+        case RPNHead() | RetinaNetHead():
+            sizes = zip(targets, levels.image_sizes, strict=True)
+            matches = [head.match(priors, target, size, levels.shapes) for target, size in sizes]
+        case FCOSHead():
+            matches = [head.match(by_level, levels.shapes, target) for target in targets]
+        case ATSSHead() | GFLHead():
+            matches = match_batch(head.matcher, by_level, levels, targets, head.size_divisor_px)
+        case _:
+            raise AssertionError(type(head))
+    for picture, (found, target) in enumerate(zip(matches, targets, strict=True)):
+        name = f"{stage}/assign/{{}}/{picture}".format
+        positive = found.positive.nonzero().flatten()
+        case.oracle.check(name("positive_index"), positive, rtol=0)
+        counts = [len(positive), int(found.negative.sum())]
+        truth = target.boxes_xyxy[found.gt_index[positive]]
+        labels = target.labels[found.gt_index[positive]]
+        if not isinstance(case.detector, OneStageDetector):
+            labels = torch.zeros_like(labels)
+        case.oracle.check(name("positive_labels"), labels, rtol=0)
+        if isinstance(head, FCOSHead):
+            case.oracle.check(name("num_pos_neg"), torch.tensor(counts), rtol=0)
+            case.oracle.check(name("positive_ltrb_targets"), head.coder.encode(truth, priors[positive]))
+            continue
+        counts.append(len(priors) - sum(counts))
+        case.oracle.check(name("num_pos_neg_ignored"), torch.tensor(counts), rtol=0)
+        if isinstance(head, RPNHead | RetinaNetHead):
+            truth = head.coder.encode(truth, priors[positive])
+        case.oracle.check(name("positive_bbox_targets"), truth)
+
+
+def check_sample(case: Case, name: str, regions: SampledRegions) -> None:
+    """MMDetection lists positives, the truth first, then negatives; we keep the order of the proposals."""
+    oracle = case.oracle
+    positive = regions.labels < 80
+    expected = oracle.full(f"{name}/pos_priors"), oracle.full(f"{name}/neg_priors")
+    for found, recorded in zip((regions.boxes_xyxy[positive], regions.boxes_xyxy[~positive]), expected, strict=True):
+        torch.testing.assert_close(in_order(found), in_order(recorded), rtol=1e-6, atol=1e-6)
+    labels = regions.labels[positive].sort().values
+    assert labels.tolist() == oracle.full(f"{name}/pos_gt_labels").sort().values.tolist()
+
+
+def in_order(boxes: Tensor) -> Tensor:
+    """Rows sorted by what they are, to the thousandth of a pixel."""
+    return boxes[torch.from_numpy(np.lexsort(boxes.mul(1e3).round().numpy().T))]
+
+
+# Ours and theirs; theirs are by level where `levelN` follows.
+TERMS = {
+    "rpn_classification": ("loss_rpn_cls", "rpn_loss_cls"),
+    "rpn_box": ("loss_rpn_bbox", "rpn_loss_bbox"),
+    "rpn_centerness": ("rpn_loss_centerness",),
+    "roi_classification": ("loss_cls",),
+    "roi_box": ("loss_bbox",),
+    "classification": ("loss_cls",),
+    "box": ("loss_bbox",),
+    "centerness": ("loss_centerness",),
+    "distribution": ("loss_dfl",),
+    **{f"roi{number + 1}_classification": (f"s{number}.loss_cls",) for number in range(3)},
+    **{f"roi{number + 1}_box": (f"s{number}.loss_bbox",) for number in range(3)},
+}
+
+
+def check_losses(case: Case, stage: str, losses: Losses) -> None:
+    recorded = case.oracle.manifest["arrays"]
+    used = set()
+    for ours, value in losses.items():
+        names = [
+            name
+            for theirs in TERMS[ours]
+            for name in recorded
+            if name == f"{stage}/loss/{theirs}" or name.startswith(f"{stage}/loss/{theirs}/level")
+        ]
+        used |= set(names)
+        expected = sum(float(case.oracle.full(name)) for name in names)
+        assert float(value.detach()) == pytest.approx(expected, rel=1e-6), ours
+    rest = {name for name in recorded if name.startswith(f"{stage}/loss/")} - used
+    assert not [name for name in rest if not name.endswith("acc")]
+    assert float(sum(value.detach() for value in losses.values())) == pytest.approx(
+        float(case.oracle.full(f"{stage}/loss_total")), rel=1e-6
+    )
