@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Huge pages for large tensors, as the command has them: half of a float64 convolution's time here goes into small ones.
+# Huge pages for large tensors, as the command has them: the system then takes half the time for its part.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 from oracle import Oracle
