@@ -55,6 +55,7 @@ def retinanet() -> OneStageDetector:
             coder=DeltaCoder(),
             normalizer=MovingNormalizer(),
             size_divisor_px=None,
+            clips_candidates=False,
         ),
         detection_filter=DetectionFilter(score_threshold=0.0, nms_iou=0.5, min_side_px=0.0),
     )

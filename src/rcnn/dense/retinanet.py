@@ -63,7 +63,8 @@ class RetinaNetHead(AbstractDenseHead):
 
     The defaults are MMDetection's (36.5 AP on COCO with ResNet-50, 12 epochs): anchors of 4 strides and two sizes more
     before twice that, three ratios. `size_divisor_px` leaves out the anchors of cells beyond a picture's own size
-    rounded up to it; None keeps them as negatives (torchvision, detectron2).
+    rounded up to it; None keeps them as negatives (torchvision, detectron2). Without `clips_candidates` boxes are cut
+    to the picture by the detector, after NMS (detectron2).
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class RetinaNetHead(AbstractDenseHead):
         box_loss: ElementwiseLoss = l1_elementwise,
         normalizer: LossNormalizer = by_batch,
         size_divisor_px: int | None = 32,
+        clips_candidates: bool = True,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -101,7 +103,7 @@ class RetinaNetHead(AbstractDenseHead):
         self.box_loss = box_loss
         self.normalizer = normalizer
         self.size_divisor_px = size_divisor_px
-        self.selector = CandidateSelector(num_classes=num_classes)
+        self.selector = CandidateSelector(num_classes=num_classes, clips=clips_candidates)
 
     def forward(self, levels: Levels) -> DensePrediction:
         outputs = [self.tower(x) for x in levels.maps]

@@ -39,13 +39,15 @@ class CandidateSelector:
     """How a head's candidates are chosen from its maps.
 
     `activation` makes scores of logits without changing their order: the sigmoid, or `torch.exp` where a head gives
-    logarithms of probabilities.
+    logarithms of probabilities. Without `clips` boxes stay as predicted, also beyond the picture: detectron2's
+    RetinaNet suppresses overlaps before it cuts.
     """
 
     num_classes: int
     box_width: int = 4
     fusion: ScoreFusion = "none"
     activation: Callable[[Tensor], Tensor] = torch.sigmoid
+    clips: bool = True
 
     def __call__(
         self,
@@ -96,7 +98,10 @@ class CandidateSelector:
         # All levels at once: small networks feel every operation.
         boxes = decode_boxes(torch.cat(raw).to(priors[0].dtype), torch.cat(chosen), stride_px)
         return Candidates(
-            boxes_xyxy=clip(boxes, size), scores=torch.cat(scores), labels=index % self.num_classes, level=level
+            boxes_xyxy=clip(boxes, size) if self.clips else boxes,
+            scores=torch.cat(scores),
+            labels=index % self.num_classes,
+            level=level,
         )
 
     def _of_level(self, maps: Sequence[Tensor], image: int, level: int, width: int) -> Float[Tensor, "t {width}"]:

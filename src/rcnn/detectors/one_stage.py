@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rcnn.backbones.interface import AbstractBackbone
 from rcnn.boxes.filtering import DetectionFilter
-from rcnn.dense.interface import AbstractDenseHead, DensePrediction
+from rcnn.boxes.geometry import clip
+from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.detectors.pyramid import AbstractPyramidDetector, refuse_misfit
 from rcnn.necks.interface import AbstractNeck
-from rcnn.records import Detections, ImageBatch, Losses, Target
+from rcnn.records import Detections, ImageBatch, Losses, Size, Target
 from rcnn.transforms.batching import ImageNormalizer
 
 
@@ -48,4 +50,12 @@ class OneStageDetector(AbstractPyramidDetector):
     def detect(self, prediction: DensePrediction) -> list[Detections]:
         """Detections per picture from the head's raw maps."""
         candidates = self.head.decode(prediction, per_level=self.pre_nms, score_threshold=self.score_threshold)
-        return [self.detection_filter(found.boxes_xyxy, found.scores, found.labels) for found in candidates]
+        return [
+            self._filtered(of_image, size)
+            for of_image, size in zip(candidates, prediction.levels.image_sizes, strict=True)
+        ]
+
+    def _filtered(self, candidates: Candidates, size: Size) -> Detections:
+        found = self.detection_filter(candidates.boxes_xyxy, candidates.scores, candidates.labels)
+        # Most heads gave boxes inside already; one that has NMS see whole boxes did not.
+        return replace(found, boxes_xyxy=clip(found.boxes_xyxy, size))

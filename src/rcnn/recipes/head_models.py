@@ -140,6 +140,7 @@ def _build_retinanet(spec: RetinaNetSpec, neck: AbstractNeck, num_classes: int, 
         box_loss=build_box_loss(spec.box_loss, reduction="none"),
         normalizer=normalizers[spec.normalizer] if spec.normalizer != "moving" else MovingNormalizer(),
         size_divisor_px=_divisor(spec.beyond_picture, divisor_px),
+        clips_candidates=spec.clips_candidates,
     )
 
 

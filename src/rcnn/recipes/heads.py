@@ -58,6 +58,8 @@ class RetinaNetSpec(Spec):
     normalizer: Literal["batch", "picture", "moving"] = "batch"
     """What divides the losses: the batch's positives, each picture's (torchvision), a moving mean (detectron2)."""
     beyond_picture: BeyondPicture = "left_out"
+    clips_candidates: bool = True
+    """false: boxes are cut to the picture after NMS (detectron2), not before."""
 
 
 class PointSpec(Spec):
