@@ -72,7 +72,9 @@ def faster_rcnn_resnet50_fpn() -> Recipe:
     """MMDetection's has no recipe of that name here: the RPN's first stage, Fast R-CNN's second."""
     first = dense_catalogue.rpn_resnet50_fpn().detector
     assert isinstance(first, FirstStageSpec)
-    return edit(dense_catalogue.fast_rcnn_resnet50_fpn(), {"detector.proposals": first.proposals})
+    # As a first stage it proposes half of what it does alone.
+    proposals = edit(first.proposals, {"test.pre_nms": 1000})
+    return edit(dense_catalogue.fast_rcnn_resnet50_fpn(), {"detector.proposals": proposals})
 
 
 # In an order in which a case has the pyramid, or at least the backbone, of the one before.

@@ -62,6 +62,7 @@ _RPN = RPNSpec(
     coder=_CODER,
     box_loss=L1Spec(),
     beyond_picture="left_out",
+    loss_count="at_least_one_positive",
 )
 _PROPOSALS = ProposalsSpec(
     head=_RPN,
@@ -91,7 +92,7 @@ def rpn_resnet50_fpn() -> Recipe:
     return Recipe(
         expected="COCO val2017 AR@1000 0.582",
         source=_MMDETECTION,
-        detector=FirstStageSpec(image=_IMAGE, backbone=_BACKBONE, proposals=_PROPOSALS),
+        detector=FirstStageSpec(image=_IMAGE, backbone=_BACKBONE, proposals=edit(_PROPOSALS, {"test.pre_nms": 2000})),
         data=_DATA,
         train=_one_epoch_schedule(0.02),
         evaluate=_PROPOSAL_RECALL,
@@ -112,7 +113,12 @@ def fast_rcnn_resnet50_fpn() -> Recipe:
 def cascade_rcnn_resnet50_fpn() -> Recipe:
     """Cascade R-CNN: three second stages of rising IoU, as MMDetection's cascade-rcnn_r50_fpn_1x."""
     head = RPNSpec(
-        matcher=_RPN.matcher, coder=_CODER, box_loss=SmoothL1Spec(), border_px=0.0, beyond_picture="left_out"
+        matcher=_RPN.matcher,
+        coder=_CODER,
+        box_loss=SmoothL1Spec(),
+        border_px=0.0,
+        beyond_picture="left_out",
+        loss_count="at_least_one_positive",
     )
     return Recipe(
         expected="COCO val2017 box AP 40.3",
@@ -253,7 +259,8 @@ def faster_rcnn_resnet50_caffe_fpn_fcos_rpn() -> Recipe:
         expected="not measured",
         source=_NONE_PUBLISHED,
         detector=TwoStageSpec(
-            image=_CAFFE_IMAGE,
+            # The how-to has another mean here than the FCOS that it starts from.
+            image=edit(_CAFFE_IMAGE, {"mean": [103.53, 116.28, 123.675]}),
             backbone=_CAFFE_BACKBONE,
             neck=_P3_TO_P7,
             proposals=_proposals(FCOSSpec(), init_from="fcos_resnet50_caffe_fpn_gn.safetensors"),
