@@ -33,33 +33,27 @@ from rcnn.recipes.parts import (
 )
 from rcnn.recipes.recipe import (
     AdamWSpec,
-    ConvFCSpec,
     CosineSpec,
     DataSpec,
     EfficientNetLite0Spec,
     EvaluateSpec,
     FPNSpec,
     ImageSpec,
-    LevelMapSpec,
     MobileNetSpec,
     MultiStepSpec,
     ProposalCountSpec,
     ProposalsSpec,
     Recipe,
     ResNetSpec,
-    RoIAlignSpec,
-    RoIPoolSpec,
-    RoISpec,
     SGDSpec,
     SingleMapSpec,
     TimmSpec,
     TrainSpec,
-    TwoFCSpec,
     TwoStageSpec,
     VGG16Spec,
-    VGGHeadSpec,
     WarmUpSpec,
 )
+from rcnn.recipes.regions import ConvFCSpec, LevelMapSpec, RoIAlignSpec, RoIPoolSpec, RoISpec, TwoFCSpec, VGGHeadSpec
 
 _TORCHVISION = "torchvision's detection references and model weights"
 _TORCHVISION_ANCHORS = AnchorSpec(rounded=True, stride_rule="image_over_grid")

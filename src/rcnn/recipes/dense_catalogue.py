@@ -15,8 +15,6 @@ from rcnn.recipes.heads import (
 )
 from rcnn.recipes.parts import DeltaCoderSpec, EverySamplerSpec, L1Spec, MatcherSpec, SmoothL1Spec
 from rcnn.recipes.recipe import (
-    CascadeSpec,
-    CascadeStepSpec,
     CosineSpec,
     DataSpec,
     EvaluateSpec,
@@ -30,13 +28,12 @@ from rcnn.recipes.recipe import (
     ProposalsSpec,
     Recipe,
     ResNetSpec,
-    RoIAlignSpec,
-    RoISpec,
     SGDSpec,
     TrainSpec,
     TwoStageSpec,
     WarmUpSpec,
 )
+from rcnn.recipes.regions import CascadeSpec, CascadeStepSpec, RoIAlignSpec, RoISpec
 
 _MMDETECTION = "MMDetection 3's config of that name and the number in its documentation"
 _NONE_PUBLISHED = "none published"
