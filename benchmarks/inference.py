@@ -33,6 +33,7 @@ from torchvision_models import (
     loaded_torchvision_model,
     our_detector,
     picture,
+    save_both,
     torchvision_model,
 )
 
@@ -136,10 +137,9 @@ def show_memory(name: str, threads: int) -> None:
     """Each side builds its model, loads a file of weights, as its users do, and predicts; nothing else."""
     theirs = torchvision_model(MODELS[name])
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(theirs.state_dict(), f"{folder}/torchvision.pth")
-        torch.save(our_detector(theirs, MODELS[name]).state_dict(), f"{folder}/rcnn.pth")
+        files = save_both(theirs, MODELS[name], Path(folder))
         for which in ("torchvision", *DTYPES):
-            file = f"{folder}/{which.split()[0]}.pth"
+            file = files[which.split()[0]]
             command = [sys.executable, __file__, "--threads", str(threads), "--child", name, which, file]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             print(f"  {which:16} {done.stdout.strip()}")
@@ -152,7 +152,7 @@ def predict_in_child(name: str, which: str, file: str) -> None:
     if which == "torchvision":
         run = by_torchvision(loaded_torchvision_model(model, file), image)
     else:
-        run = by_rcnn(prepared_detector(loaded_detector(model, file), DTYPES[which]), image)
+        run = by_rcnn(prepared_detector(loaded_detector(file), DTYPES[which]), image)
     before = peak_bytes()
     with torch.inference_mode():
         for _ in range(PREDICTIONS):

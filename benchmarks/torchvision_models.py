@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,14 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from rcnn.config.text import to_yaml
 from rcnn.converters.torchvision import convert
 from rcnn.detectors.two_stage import TwoStageDetector
+from rcnn.engine.checkpoint import CheckpointMeta, save_weights
 from rcnn.recipes import catalogue
+from rcnn.recipes.checkpoints import read_detector
 from rcnn.recipes.models import build_detector
-from rcnn.records import ImageBatch, Size
+from rcnn.records import ClassTable, ImageBatch, Size
 
 # The standard deviation that the heads' outputs get.
 OBJECTNESS_SPREAD, CLASS_SPREAD, DELTA_SPREAD = 3.0, 1.5, 0.3
@@ -93,10 +97,21 @@ def loaded_torchvision_model(model: Model, file: str) -> GeneralizedRCNN:
     return built
 
 
-def loaded_detector(model: Model, file: str) -> TwoStageDetector:
-    detector = build_detector(MODEL_RECIPES[model.name]().detector, num_classes=NUM_CLASSES, pretrained=False)
-    detector.load_state_dict(torch.load(file, weights_only=True))
+def loaded_detector(file: str) -> TwoStageDetector:
+    detector = read_detector(Path(file)).detector
+    assert isinstance(detector, TwoStageDetector)
     return detector.eval()
+
+
+def save_both(theirs: GeneralizedRCNN, model: Model, folder: Path) -> dict[str, str]:
+    """The same weights as a file of theirs and as a checkpoint of ours, by the name of the system."""
+    files = {"torchvision": str(folder / "torchvision.pth"), "rcnn": str(folder / "rcnn.safetensors")}
+    torch.save(theirs.state_dict(), files["torchvision"])
+    names = tuple(f"class {number}" for number in range(1, NUM_CLASSES + 1))
+    classes = ClassTable(names=names, category_ids=tuple(range(1, NUM_CLASSES + 1)))
+    meta = CheckpointMeta(recipe=to_yaml(MODEL_RECIPES[model.name]()), classes=classes)
+    save_weights(Path(files["rcnn"]), our_detector(theirs, model).state_dict(), meta)
+    return files
 
 
 def _bare(model: Model) -> GeneralizedRCNN:

@@ -29,6 +29,7 @@ from torchvision_models import (
     loaded_torchvision_model,
     our_detector,
     picture,
+    save_both,
     torchvision_model,
 )
 
@@ -146,11 +147,10 @@ def compare(rounds: int, clock: Callable[[], float]) -> None:
 def show_memory(threads: int) -> None:
     theirs = torchvision_model(MODEL)
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(theirs.state_dict(), f"{folder}/torchvision.pth")
-        torch.save(our_detector(theirs, MODEL).state_dict(), f"{folder}/rcnn.pth")
+        files = save_both(theirs, MODEL, Path(folder))
         del theirs
         for which in VARIANTS:
-            file = f"{folder}/{which.split()[0]}.pth"
+            file = files[which.split()[0]]
             command = [sys.executable, __file__, "--threads", str(threads), "--child", which, file]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             print(f"  {which:22} {done.stdout.strip()}")
@@ -160,7 +160,7 @@ def step_in_child(which: str, file: str) -> None:
     if which.startswith("torchvision"):
         step = torchvision_step(loaded_torchvision_model(MODEL, file), VARIANTS[which])
     else:
-        step = rcnn_step(loaded_detector(MODEL, file), VARIANTS[which])
+        step = rcnn_step(loaded_detector(file), VARIANTS[which])
     for _ in range(STEPS):
         step()
     print(f"peak memory {peak_bytes() / 2**20:.0f} MiB")

@@ -177,3 +177,22 @@ def test_load_into_lists_every_difference_and_copies_nothing() -> None:
         '1.weights: in the checkpoint, but unknown to the detector; did you mean "1.weight"?',
     ]
     torch.testing.assert_close(dict(module.state_dict()), before)
+
+
+def test_a_module_on_the_meta_device_takes_the_tensors_in_its_own_dtype() -> None:
+    source = nn.Linear(3, 2)
+    with torch.device("meta"):
+        target = nn.Linear(3, 2)
+    given = {"weight": source.weight.detach().half(), "bias": source.bias.detach()}
+    load_into(target, given)
+    torch.testing.assert_close(target.weight.detach(), given["weight"].float(), rtol=0, atol=0)
+    assert target.bias.data_ptr() == given["bias"].data_ptr()
+    assert target.weight.requires_grad and target.bias.requires_grad
+
+
+def test_what_was_read_does_not_change_with_the_file(file: Path) -> None:
+    state = read_weights(file).state_dict
+    with file.open("r+b") as opened:
+        opened.seek(0)
+        opened.write(b"\xff" * file.stat().st_size)
+    torch.testing.assert_close(state, weights(), rtol=0, atol=0)

@@ -129,13 +129,21 @@ def test_linear(path: str, activation: Activation, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_linear_over_maps(path: str, channels_last: bool, dtype: torch.dtype) -> None:
-    weight, bias = numbers(6, 3 * 2 * 4, dtype=dtype), numbers(6, dtype=dtype)
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (2, 8), (2, 3)])
+def test_linear_over_maps(path: str, height: int, width: int, channels_last: bool, dtype: torch.dtype) -> None:
+    weight, bias = numbers(6, 3 * height * width, dtype=dtype), numbers(6, dtype=dtype)
     layer = FusedFlatLinear(weight=weight, bias=bias, activation=Activation.RELU, channels=3)
     for rows in (5, 0, 2):
-        x = numbers(rows, 3, 2, 4, dtype=dtype)
+        x = numbers(rows, 3, height, width, dtype=dtype)
         expected = F.relu(F.linear(x.double().flatten(1), weight.double(), bias.double()))
         assert_near(layer(last(x) if channels_last else x), expected)
+
+
+def test_linear_over_maps_in_several_packs(path: str) -> None:
+    weight, bias = numbers(600, 3 * 2 * 2), numbers(600)
+    layer = FusedFlatLinear(weight=weight, bias=bias, activation=Activation.RELU, channels=3)
+    for x in (numbers(5, 3, 2, 2), numbers(5, 3, 1, 4)):
+        assert_near(layer(last(x)), F.relu(F.linear(x.double().flatten(1), weight.double(), bias.double())))
 
 
 def test_weights_that_change_before_they_are_read_are_refused(path: str) -> None:

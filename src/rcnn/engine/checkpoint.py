@@ -105,7 +105,8 @@ def read_weights(path: Path) -> Checkpoint:
     """Reads a checkpoint of ours; nothing in the file is executed. Raises CheckpointError for any other file."""
     meta = read_meta(path)
     try:
-        state_dict = safetensors.torch.load_file(path, device="cpu")
+        # Into memory of our own: tensors that are mapped to the file would change, or end the process, with the file.
+        state_dict = safetensors.torch.load_file(path, device="cpu", backend="pread")
     except (safetensors.SafetensorError, OSError) as error:
         raise _unusable(path, f"damaged ({error})", "take another copy of the file") from error
     return Checkpoint(state_dict=state_dict, meta=meta)
@@ -159,14 +160,19 @@ def _unusable(path: Path, given: str, remedy: str) -> CheckpointError:
 
 
 def load_into(module: nn.Module, state_dict: StateDict) -> None:
-    """Copies weights into a module of exactly the same keys and shapes.
+    """Copies weights into a module of exactly the same keys and shapes; a module on the meta device takes the tensors.
 
     Otherwise nothing is copied and a CheckpointError lists every missing, unexpected and differently shaped tensor.
     """
-    problems = list(differences(module.state_dict(), state_dict))
+    own = module.state_dict()
+    problems = list(differences(own, state_dict))
     if problems:
         raise CheckpointError(problems)
-    module.load_state_dict(state_dict, strict=True)
+    if any(tensor.is_meta for tensor in own.values()):
+        taken = {name: state_dict[name].to(tensor.dtype) for name, tensor in own.items()}
+        module.load_state_dict(taken, strict=True, assign=True)
+    else:
+        module.load_state_dict(state_dict, strict=True)
 
 
 def differences(expected: StateDict, given: StateDict) -> Iterator[Problem]:

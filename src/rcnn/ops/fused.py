@@ -225,10 +225,12 @@ class FusedLinear(nn.Module):
 
 
 class FusedFlatLinear(nn.Module):
-    """activation(linear(x.flatten(1))) for maps of `channels` channels, which are read as they lie in memory.
+    """activation(linear(x.flatten(1))) for square maps of `channels` channels, which are read as they lie in memory.
 
     Flattening would transpose channels-last ones (50 MB for a thousand RoIs). To oneDNN it is a convolution with a
-    kernel of the maps' size, whose weight is the linear layer's own: packing needs no other copy.
+    kernel of the maps' size. This weight can be most of a detector, and packing makes two more copies of what it packs,
+    hence in parts, and at once: while a detector is prepared there are no activations beside them.
+    Not for moving, training or saving, as `FusedConv2d`.
     """
 
     def __init__(
@@ -236,27 +238,41 @@ class FusedFlatLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = activation
-        self.channels = channels
-        self.uses_onednn = onednn_serves(weight.device, weight.dtype)
+        side = math.isqrt(weight.shape[1] // channels)
+        self._map = (channels, side, side)
         self._bias = bias.contiguous()
-        self._shared = Unchanged(weight)
-        self._is_packed = False
         self._ending = (activation.value, _scalars(activation), "")
+        self._packed: list[tuple[Tensor, Tensor]] = []
+        self._shared = Unchanged()
+        if onednn_serves(weight.device, weight.dtype) and math.prod(self._map) == weight.shape[1]:
+            parts = zip(weight.split(_PACKED_OUTPUTS), self._bias.split(_PACKED_OUTPUTS), strict=True)
+            self._packed = [(self._pack(part), own_bias) for part, own_bias in parts]
+        else:
+            self._shared = Unchanged(weight)
+
+    def _pack(self, weight: Float[Tensor, "o i"]) -> Tensor:
+        kernel = weight.view(len(weight), *self._map)
+        return onednn_operators().pack_convolution(kernel, *_UNMOVED, [_PACKED_ROWS, *self._map])
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o"]:
-        assert x.shape[1] == self.channels
+        if not self._packed or x.shape[1:] != self._map or x.numel() == 0:
+            return _IN_PLACE[self.activation](F.linear(x.flatten(1), self._dense_weight(), self._bias))
+        pointwise = onednn_operators().pointwise
+        parts = [pointwise(x, weight, bias, *_UNMOVED, *self._ending).flatten(1) for weight, bias in self._packed]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _dense_weight(self) -> Float[Tensor, "o i"]:
+        if self._packed:
+            return torch.cat([weight.to_dense().flatten(1) for weight, _ in self._packed])
         (weight,) = self._shared.read()
         assert weight is not None
-        if not self.uses_onednn or x.numel() == 0:
-            dense = weight.to_dense().flatten(1) if self._is_packed else weight
-            return _IN_PLACE[self.activation](F.linear(x.flatten(1), dense, self._bias))
-        if not self._is_packed:
-            kernel = weight.view(len(weight), *x.shape[1:])
-            weight = onednn_operators().pack_convolution(kernel, *_UNMOVED, list(x.shape))
-            self._shared, self._is_packed = Unchanged(weight), True
-        return onednn_operators().pointwise(x, weight, self._bias, *_UNMOVED, *self._ending).flatten(1)
+        return weight
 
 
+# The rows that a pack is made for. It serves 10 to 1,000 as fast as a pack of their own does.
+_PACKED_ROWS = 512
+# Of the outputs that are packed together.
+_PACKED_OUTPUTS = 128
 # Padding, stride, dilation and groups of a kernel that covers its map.
 _UNMOVED = ([0, 0], [1, 1], [1, 1], 1)
 

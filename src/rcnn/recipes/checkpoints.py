@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 import rcnn
 from rcnn.config.text import from_yaml
 from rcnn.detectors.pyramid import AbstractPyramidDetector
-from rcnn.engine.checkpoint import CheckpointMeta, load_into, read_weights
+from rcnn.engine.checkpoint import Checkpoint, CheckpointMeta, load_into, read_weights
 from rcnn.errors import CheckpointError, Problem, RcnnError
 from rcnn.recipes.models import build_detector
 from rcnn.recipes.recipe import DetectorSpec, Recipe
@@ -37,12 +39,24 @@ def read_detector(path: Path, overrides: Sequence[str] = ()) -> LoadedDetector:
     checkpoint = read_weights(path)
     recipe = resolve_recipe(recipe_inside(path, checkpoint.meta), overrides).spec
     try:
-        detector = build_detector(recipe.detector, num_classes=len(checkpoint.meta.classes), pretrained=False)
-        load_into(detector, checkpoint.state_dict)
+        detector = _build_around(checkpoint, recipe.detector)
     except RcnnError as error:
         given = "its tensors are not those that its own recipe and classes ask for"
         raise _unusable(path, given, checkpoint.meta, error) from error
     return LoadedDetector(detector=detector, recipe=recipe, classes=checkpoint.meta.classes)
+
+
+def _build_around(checkpoint: Checkpoint, spec: DetectorSpec) -> AbstractPyramidDetector:
+    """The detector around the checkpoint's own tensors: nothing is drawn at random, no weight is there twice."""
+    build = partial(build_detector, spec, num_classes=len(checkpoint.meta.classes), pretrained=False)
+    with torch.device("meta"):
+        detector = build()
+    load_into(detector, checkpoint.state_dict)
+    # Constants of some timm models are in no checkpoint: those must be computed.
+    if any(tensor.is_meta for tensor in chain(detector.parameters(), detector.buffers())):
+        detector = build()
+        load_into(detector, checkpoint.state_dict)
+    return detector
 
 
 def recipe_inside(path: Path, meta: CheckpointMeta) -> Recipe:

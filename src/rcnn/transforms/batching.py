@@ -82,9 +82,10 @@ class ImageNormalizer(nn.Module):
         self.mean_values = tuple(float(value) for value in mean)
         self.std_values = tuple(float(value) for value in std)
         self.channel_order: ChannelOrder = channel_order
-        self.register_buffer("dtype_marker", torch.zeros(()), persistent=False)
-        self.register_buffer("mean", torch.tensor(self.mean_values).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.std_values).view(3, 1, 1), persistent=False)
+        # On the CPU even where a detector is built on the meta device: no checkpoint holds these.
+        self.register_buffer("dtype_marker", torch.zeros((), device="cpu"), persistent=False)
+        self.register_buffer("mean", torch.tensor(self.mean_values, device="cpu").view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.std_values, device="cpu").view(3, 1, 1), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ImageNormalizer:
         """Move the module, then write the constants anew: a change of dtype must not round them."""
