@@ -142,6 +142,9 @@ def test_what_is_none_of_torchvisions(refused, tiny, tmp_path: Path) -> None:
     assert "this is a folder" in refused(tmp_path)
     torch.save({"a.weight": torch.zeros(3)}, tmp_path / "a.pth")
     err = refused(tmp_path / "a.pth")
+    assert "a.pth: keys of no system that is known here (1 tensors, first ['a.weight'])" in err
+    assert "say which it is: --from SYSTEM" in err
+    err = refused(tmp_path / "a.pth", "--from", "torchvision")
     assert f"{tmp_path}/a.pth: the keys: no roi_heads.box_predictor.cls_score.weight among 1 keys" in err
     (tmp_path / "b.pth").write_text("hello")
     assert "b.pth: not a file of weights" in refused(tmp_path / "b.pth")

@@ -13,7 +13,10 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from rcnn.config.text import from_yaml
-from rcnn.converters.torchvision import coco_91_classes, convert, convert_file, modern_names, recognise
+from rcnn.converters import convert as converting
+from rcnn.converters.convert import convert_file
+from rcnn.converters.interface import ForeignFile
+from rcnn.converters.torchvision import coco_91_classes, convert, modern_names, recognise
 from rcnn.engine.checkpoint import load_into, read_weights
 from rcnn.errors import CheckpointError
 from rcnn.recipes.models import build_detector
@@ -164,9 +167,9 @@ def test_an_override_of_something_else_keeps_the_epsilon(
 ) -> None:
     """torchvision's COCO_V1 weights go with an epsilon of zero, whatever else is chosen."""
     state, _ = layout(CASES[0])
-    monkeypatch.setattr("rcnn.converters.torchvision._read_state", lambda path: state)
-    monkeypatch.setattr("rcnn.converters.torchvision.save_weights", lambda path, tensors, meta: recipes.append(meta))
-    monkeypatch.setattr("rcnn.converters.torchvision.load_into", lambda detector, tensors: None)
+    monkeypatch.setattr(converting, "read_foreign", lambda path: ForeignFile(path=path, tensors=state))
+    monkeypatch.setattr(converting, "save_weights", lambda path, tensors, meta: recipes.append(meta))
+    monkeypatch.setattr(converting, "load_into", lambda detector, tensors: None)
     recipes: list = []
     for overrides in ([], ["detector.image.short_side=600"], ["detector.backbone.norm_eps=1e-5"]):
         convert_file(tmp_path / "a.pth", tmp_path / "b.safetensors", overrides=overrides)

@@ -12,13 +12,14 @@ import typer
 class System(enum.StrEnum):
     """Where a file comes from."""
 
+    AUTO = "auto"
     TORCHVISION = "torchvision"
 
 
 def command(
     file: Annotated[Path, typer.Argument(help="The checkpoint (.pth).")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where ours goes (.safetensors).")],
-    system: Annotated[System, typer.Option("--from", help="The system that wrote it.")] = System.TORCHVISION,
+    system: Annotated[System, typer.Option("--from", help="The system that wrote it (auto: by keys).")] = System.AUTO,
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="The recipe, where the keys cannot tell (the 320-pixel model).")
     ] = None,
@@ -29,8 +30,8 @@ def command(
     keys: Annotated[bool, typer.Option("--keys", help="Print what became of every key.")] = False,
 ) -> None:
     """Turn another system's checkpoint into one of ours, its classes and preprocessing inside. Nothing in it is run."""
-    from rcnn.converters.torchvision import convert_file
+    from rcnn.converters.convert import convert_file
 
-    report = convert_file(file, out, recipe=recipe, classes=classes, overrides=overrides or ())
+    report = convert_file(file, out, system=system.value, recipe=recipe, classes=classes, overrides=overrides or ())
     for line in report.lines(keys):
         typer.echo(line)

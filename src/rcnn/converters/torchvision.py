@@ -5,29 +5,19 @@ The structure (which model, which depth, how many classes) is read from the keys
 
 from __future__ import annotations
 
-import argparse
-import os
 import re
-import warnings
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rcnn.atomic_file import refuse_unwritable
-from rcnn.backbones.pretrained import read_tensors
 from rcnn.config.edit import edit
-from rcnn.config.text import to_yaml
+from rcnn.converters.interface import AbstractSystem, ForeignFile, ForeignModel, Wanted
 from rcnn.converters.key_map import Change, Converted, Dropped, KeyMap, Rule
-from rcnn.engine.checkpoint import CheckpointMeta, load_into, read_meta, save_weights
 from rcnn.errors import CheckpointError, Problem
 from rcnn.recipes import catalogue
-from rcnn.recipes.models import build_detector
 from rcnn.recipes.recipe import Recipe, ResNetSpec
-from rcnn.recipes.resolve import resolve_recipe
 from rcnn.records import ClassTable
 
 
@@ -213,140 +203,47 @@ def convert(
     return recipe, model.classes, model.key_map.to_ours(modern)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConversionReport:
-    """What became of a file: for people."""
-
-    source: Path
-    out: Path
-    recipe_name: str
-    classes: ClassTable
-    converted: Converted
-    assumptions: tuple[str, ...]
-
-    def lines(self, keys: bool) -> list[str]:
-        lines = [
-            f"{self.source}: torchvision, the structure of {self.recipe_name}, {len(self.classes)} classes",
-            *(f"assumed: {text}" for text in self.assumptions),
-            f"{len(self.converted.names)} tensors converted, {len(self.converted.dropped)} left out for a reason",
-        ]
-        if keys:
-            lines += [f"  {theirs} -> {ours}" for theirs, ours in self.converted.names.items()]
-            lines += [f"  left out: {key} ({reason})" for key, reason in self.converted.dropped.items()]
-        else:
-            lines += [f"  left out: {text}" for text in self._left_out()]
-        return [*lines, f"written: {self.out}"]
-
-    def _left_out(self) -> Iterator[str]:
-        """One line per reason: a ResNet-50 has 53 keys that are left out for the same one."""
-        keys: dict[str, list[str]] = defaultdict(list)
-        for key, reason in self.converted.dropped.items():
-            keys[reason].append(key)
-        for reason, of_reason in keys.items():
-            more = f" and {len(of_reason) - 1} more" if len(of_reason) > 1 else ""
-            yield f"{of_reason[0]}{more} ({reason})"
+_SMALL = "faster_rcnn_mobilenet_v3_large_320_fpn"
 
 
-def convert_file(
-    source: Path, out: Path, *, recipe: str | None = None, classes: str | None = None, overrides: Sequence[str] = ()
-) -> ConversionReport:
-    """Read a torchvision file without running anything in it, convert it, check that it builds, and write ours.
+class TorchvisionSystem(AbstractSystem):
+    """torchvision's reference models: Faster R-CNN of COCO_V1 and v2, on ResNets and MobileNetV3."""
 
-    `classes`: names separated by commas, or a file with one a line. Raises `CheckpointError` with every problem.
-    """
-    refuse_unwritable([out])
-    modern = modern_names(_read_state(source))
-    try:
-        model = recognise(modern, _read_names(classes))
-    except CheckpointError as error:
-        raise CheckpointError(replace(each, where=f"{source}: {each.where}") for each in error.problems) from error
-    name, start, assumptions = _choose_recipe(model, recipe, source.name, overrides)
-    chosen = resolve_recipe(start, overrides).spec
-    converted = model.key_map.to_ours(modern)
-    detector = build_detector(chosen.detector, num_classes=len(model.classes), pretrained=False)
-    try:
-        load_into(detector, converted.state)
-    except CheckpointError as error:
-        given = f"its tensors do not fit the recipe {name}"
-        problem = Problem(where=str(source), given=given, remedy="without --recipe the structure is read from the file")
-        raise CheckpointError((problem, *error.problems)) from error
-    save_weights(out, converted.state, CheckpointMeta(recipe=to_yaml(chosen), classes=model.classes))
-    return ConversionReport(
-        source=source,
-        out=out,
-        recipe_name=name,
-        classes=model.classes,
-        converted=converted,
-        assumptions=tuple(assumptions),
-    )
+    name = "torchvision"
 
+    def signs(self, file: ForeignFile) -> str | None:
+        sign = "roi_heads.box_predictor.cls_score.weight"
+        body = next((key for key in file.tensors if key.startswith("backbone.body.")), None)
+        return f"it has {sign} and {body}" if body and sign in file.tensors else None
 
-def _choose_recipe(
-    model: TorchvisionModel, wanted: str | None, file_name: str, overrides: Sequence[str]
-) -> tuple[str, Recipe, list[str]]:
-    """The recipe's name, the recipe before overrides, and what the keys could not tell and was assumed."""
-    name, recipe, assumptions = model.recipe_name, model.recipe, []
-    small = "faster_rcnn_mobilenet_v3_large_320_fpn"
-    if wanted is not None:
-        name, recipe = wanted, edit(resolve_recipe(wanted).spec, _same_structure(recipe))
-    elif name == "faster_rcnn_mobilenet_v3_large_fpn" and "_320_" in file_name:
-        name, recipe = small, resolve_recipe(small).spec
-        assumptions.append("the 320-pixel model, by the name of the file (the keys cannot tell)")
-    elif name == "faster_rcnn_mobilenet_v3_large_fpn":
-        assumptions.append(f"800 pixels; for the 320-pixel model: --recipe {small}")
-    if model.published_on_coco:
-        recipe = edit(recipe, {"detector.backbone.norm_eps": 0.0})
-        if not any(override.startswith("detector.backbone.norm_eps=") for override in overrides):
+    def recognise(self, file: ForeignFile, wanted: Wanted) -> ForeignModel:
+        tensors = modern_names(file.tensors)
+        model = recognise(tensors, wanted.class_names)
+        name, recipe, assumptions = model.recipe_name, model.recipe, []
+        if wanted.recipe is not None and wanted.recipe_name is not None:
+            name, recipe = wanted.recipe_name, edit(wanted.recipe, _same_structure(recipe))
+        elif name == "faster_rcnn_mobilenet_v3_large_fpn" and "_320_" in file.path.name:
+            name, recipe = _SMALL, catalogue.faster_rcnn_mobilenet_v3_large_320_fpn()
+            assumptions.append("the 320-pixel model, by the name of the file (the keys cannot tell)")
+        elif name == "faster_rcnn_mobilenet_v3_large_fpn":
+            assumptions.append(f"800 pixels; for the 320-pixel model: --recipe {_SMALL}")
+        if model.published_on_coco:
+            recipe = edit(recipe, {"detector.backbone.norm_eps": 0.0})
             assumptions.append(
                 "the epsilon of the batch norms is 0, as torchvision sets it for its COCO_V1 weights; for a model that "
                 "was trained from ImageNet weights alone add detector.backbone.norm_eps=1e-5"
             )
-    return name, recipe, assumptions
+        return ForeignModel(
+            recipe_name=name,
+            recipe=recipe,
+            classes=model.classes,
+            tensors=tensors,
+            key_map=lambda recipe: model.key_map,
+            assumptions=tuple(assumptions),
+        )
 
 
 def _same_structure(recipe: Recipe) -> dict[str, object]:
     """What the keys do tell, for a recipe that the user names."""
     backbone = recipe.detector.backbone
     return {"detector.backbone.depth": backbone.depth} if isinstance(backbone, ResNetSpec) else {}
-
-
-def _read_state(source: Path) -> dict[str, Tensor]:
-    """The tensors of the file, also of a whole training as torchvision's references save it."""
-    if not source.is_file():
-        given = "this is a folder" if source.is_dir() else "there is no such file"
-        raise CheckpointError(Problem(where=str(source), given=given, remedy="check the path"))
-    if _is_ours(source):
-        raise CheckpointError(
-            Problem(where=str(source), given="a checkpoint of rcnn already", remedy="it is used as it is: rcnn predict")
-        )
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-        # torch warns of odd pickles, then refuses what it does not know. The references save their command line, which
-        # is a Namespace of plain values.
-        warnings.simplefilter("ignore", UserWarning)
-        return read_tensors(source)
-
-
-def _is_ours(source: Path) -> bool:
-    try:
-        read_meta(source)
-    except CheckpointError:
-        return False
-    return True
-
-
-def _read_names(classes: str | None) -> tuple[str, ...] | None:
-    """Names from a text `A,B,C` or a file with one a line. Raises `CheckpointError` for one that is there twice."""
-    if classes is None:
-        return None
-    is_file = os.path.isfile(classes)  # not Path.is_file, which raises where many names are too long for a path
-    try:
-        text = Path(classes).read_text(encoding="utf-8").splitlines() if is_file else classes.split(",")
-    except (OSError, UnicodeDecodeError) as error:
-        problem = Problem(where=classes, given=f"cannot be read ({error})", allowed="a text file with one name a line")
-        raise CheckpointError(problem) from error
-    names = tuple(name.strip() for name in text if name.strip())
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        given = f"{', '.join(twice)} more than once"
-        raise CheckpointError(Problem(where="--classes", given=given, allowed="a name of its own for each class"))
-    return names

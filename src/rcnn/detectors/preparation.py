@@ -30,15 +30,17 @@ def prepared_detector(detector: Detector, dtype: torch.dtype = torch.float32) ->
     if not isinstance(prepared.neck, AbstractNeck):
         raise SetupError(Problem(where="prepared_detector", given="a detector that is prepared already"))
     channels = prepared.neck.channels
-    # Backbone and neck as one: sums and sizes that reach over the border between them can be fused.
-    prepared.backbone = prepare_for_inference(nn.Sequential(prepared.backbone, prepared.neck), dtype=dtype)
-    prepared.neck = nn.Identity()
-    for part in list(prepared.modules()):
+    # From the last part to the first: packing the large layers of the box heads takes the most memory, and traces of
+    # the others should not be there yet.
+    for part in reversed(list(prepared.modules())):
         match part:
             case AbstractDenseHead():
                 _prepare_children(part, dtype)
             case RoIStage():
                 _prepare_stage(part, dtype, channels)
+    # Backbone and neck as one: sums and sizes that reach over the border between them can be fused.
+    prepared.backbone = prepare_for_inference(nn.Sequential(prepared.backbone, prepared.neck), dtype=dtype)
+    prepared.neck = nn.Identity()
     # Traces refer to themselves: without this they would keep the weights of a detector that its owner lets go.
     gc.collect()
     return prepared

@@ -115,6 +115,13 @@ def _traced(module: nn.Module) -> fx.GraphModule | None:
         return None
 
 
+class _MapMean(nn.Module):
+    """The mean of each map, [N, C, 1, 1]: in bfloat16 and channels-last twice as fast as `nn.AdaptiveAvgPool2d`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, x.shape[-2:])
+
+
 class _Tracer(fx.Tracer):
     """Keeps the layers that the rewriting knows as one step."""
 
@@ -153,6 +160,8 @@ class _Rewriter:
                     self._fuse_convolution(node, conv)
                 case nn.Linear() as linear:
                     self._fuse_linear(node, linear)
+                case nn.AdaptiveAvgPool2d(output_size=1 | (1, 1)) if self.dtype == torch.bfloat16:
+                    self._replace(node, _MapMean(), (node.args[0],))
         self.graph.eliminate_dead_code()
         self.root.delete_all_unused_submodules()
         for module in list(self.root.modules()):
@@ -319,7 +328,7 @@ def _may_be_view(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether the result of the node could share memory with its argument. Sums and known layers make new tensors."""
     if module is not None:
         return not isinstance(
-            module, FusedConv2d | nn.Conv2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d
+            module, FusedConv2d | nn.Conv2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | _MapMean
         ) and not is_fixed_norm(module)
     return node.target not in (operator.add, torch.add, "add", F.interpolate, F.max_pool2d)
 

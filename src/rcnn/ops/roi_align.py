@@ -211,8 +211,11 @@ def _sum_level_by_level(grid: _Grid, tables: Sequence[Tensor]) -> Float[Tensor, 
     channels = tables[0].shape[1]
     columns = grid.bins * channels
     taps = grid.y.cells.shape[2] * grid.x.cells.shape[2]
-    if len(tables) == 1 and grid.level.shape[0] <= _FEW_ROIS and taps <= _FEW_TAPS:
-        return _sum_in_one_table(grid, tables).view(-1, columns)
+    if 0 < grid.level.shape[0] <= _FEW_ROIS and taps <= _FEW_TAPS:
+        lowest, highest = (int(level) for level in grid.level.aminmax())
+        # torchvision's MobileNets, for one, pool every RoI from the first of two maps.
+        if lowest == highest:
+            return _sum_at_once(grid, tables[lowest], grid.first_row).view(-1, columns)
     pooled = _empty(grid.level.shape[0], columns, like=tables[0])
     most_rois = max(_PIECE_BYTES // max(columns * pooled.element_size(), 1), 1)
     for piece in _pieces(grid, most_rois):
@@ -223,11 +226,16 @@ def _sum_level_by_level(grid: _Grid, tables: Sequence[Tensor]) -> Float[Tensor, 
 
 def _sum_in_one_table(grid: _Grid, tables: Sequence[Tensor]) -> Float[Tensor, "rois columns"]:
     """The same with no shape that depends on the boxes: several levels are copied into one table."""
-    y, x = grid.y.cells.shape[2], grid.x.cells.shape[2]
-    start = (grid.first_row + grid.first_row_of_level[grid.level])[:, None, None]
-    rows = (grid.y.cells * grid.width[:, None, None] + start)[:, :, None, :, None] + grid.x.cells[:, None, :, None, :]
-    weights = grid.y.weights[:, :, None, :, None] * grid.x.weights[:, None, :, None, :]
     table = tables[0] if len(tables) == 1 else torch.cat(list(tables))
+    return _sum_at_once(grid, table, grid.first_row + grid.first_row_of_level[grid.level])
+
+
+def _sum_at_once(grid: _Grid, table: Tensor, first_row: Int[Tensor, " rois"]) -> Float[Tensor, "rois columns"]:
+    """All RoIs with as many taps as the most that one has; `first_row` is that of each RoI's map in the table."""
+    y, x = grid.y.cells.shape[2], grid.x.cells.shape[2]
+    rows_y = grid.y.cells * grid.width[:, None, None] + first_row[:, None, None]
+    rows = rows_y[:, :, None, :, None] + grid.x.cells[:, None, :, None, :]
+    weights = grid.y.weights[:, :, None, :, None] * grid.x.weights[:, None, :, None, :]
     return _bag(table, rows.reshape(-1, y * x), weights.reshape(-1, y * x))
 
 

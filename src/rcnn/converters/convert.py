@@ -1,0 +1,153 @@
+"""A file of another system to a checkpoint of ours, and back: what `rcnn convert` does."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rcnn.atomic_file import refuse_unwritable
+from rcnn.config.text import to_yaml
+from rcnn.converters.interface import AbstractSystem, ForeignFile, Wanted
+from rcnn.converters.key_map import Converted
+from rcnn.converters.reading import read_foreign
+from rcnn.converters.torchvision import TorchvisionSystem
+from rcnn.engine.checkpoint import CheckpointMeta, load_into, save_weights
+from rcnn.errors import CheckpointError, Problem, nearest
+from rcnn.recipes.models import build_detector
+from rcnn.recipes.resolve import resolve_recipe
+from rcnn.records import ClassTable
+
+
+def all_systems() -> tuple[AbstractSystem, ...]:
+    """Every system that can be read."""
+    return (TorchvisionSystem(),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionReport:
+    """What became of a file: for people."""
+
+    source: Path
+    out: Path
+    system: str
+    why: str
+    recipe_name: str
+    classes: ClassTable
+    converted: Converted
+    assumptions: tuple[str, ...]
+
+    def lines(self, keys: bool) -> list[str]:
+        lines = [
+            f"{self.source}: {self.system}, because {self.why}",
+            f"the structure of {self.recipe_name}, {len(self.classes)} classes",
+            *(f"assumed: {text}" for text in self.assumptions),
+            f"{len(self.converted.names)} tensors converted, {len(self.converted.dropped)} left out for a reason",
+        ]
+        if keys:
+            lines += [f"  {theirs} -> {ours}" for theirs, ours in self.converted.names.items()]
+            lines += [f"  left out: {key} ({reason})" for key, reason in self.converted.dropped.items()]
+        else:
+            lines += [f"  left out: {text}" for text in _by_reason(self.converted.dropped)]
+        lines += [f"  added: {text}" for text in _by_reason(self.converted.added)]
+        return [*lines, f"written: {self.out}"]
+
+
+def _by_reason(reasons: dict[str, str]) -> Iterator[str]:
+    """One line per reason: a ResNet-50 has 53 keys that are left out for the same one."""
+    keys: dict[str, list[str]] = defaultdict(list)
+    for key, reason in reasons.items():
+        keys[reason].append(key)
+    for reason, of_reason in keys.items():
+        more = f" and {len(of_reason) - 1} more" if len(of_reason) > 1 else ""
+        yield f"{of_reason[0]}{more} ({reason})"
+
+
+def convert_file(
+    source: Path,
+    out: Path,
+    *,
+    system: str = "auto",
+    recipe: str | None = None,
+    classes: str | None = None,
+    overrides: Sequence[str] = (),
+) -> ConversionReport:
+    """Read another system's file without running anything in it, convert it, check that it builds, and write ours.
+
+    `recipe`: a named recipe or a file, where the keys cannot tell. `classes`: names separated by commas, or a file with
+    one a line. Raises `CheckpointError` with every problem.
+    """
+    refuse_unwritable([out])
+    file = read_foreign(source)
+    chosen, why = _choose_system(file, system)
+    named = None if recipe is None else resolve_recipe(recipe).spec
+    wanted = Wanted(recipe_name=recipe, recipe=named, class_names=_read_names(classes))
+    try:
+        model = chosen.recognise(file, wanted)
+    except CheckpointError as error:
+        raise CheckpointError(replace(each, where=f"{source}: {each.where}") for each in error.problems) from error
+    built = resolve_recipe(model.recipe, overrides).spec
+    converted = model.key_map(built).to_ours(model.tensors)
+    detector = build_detector(built.detector, num_classes=len(model.classes), pretrained=False)
+    try:
+        load_into(detector, converted.state)
+    except CheckpointError as error:
+        given = f"its tensors do not fit the recipe {model.recipe_name}"
+        problem = Problem(where=str(source), given=given, remedy="without --recipe the structure is read from the file")
+        raise CheckpointError((problem, *error.problems)) from error
+    save_weights(out, converted.state, CheckpointMeta(recipe=to_yaml(built), classes=model.classes))
+    return ConversionReport(
+        source=source,
+        out=out,
+        system=chosen.name,
+        why=why,
+        recipe_name=model.recipe_name,
+        classes=model.classes,
+        converted=converted,
+        assumptions=model.assumptions,
+    )
+
+
+def _choose_system(file: ForeignFile, name: str) -> tuple[AbstractSystem, str]:
+    """The system of that name, or the one whose signs the file has, and why. Raises `CheckpointError`."""
+    systems = {system.name: system for system in all_systems()}
+    if name in systems:
+        return systems[name], "--from says so"
+    if name != "auto":
+        allowed = f"auto, {', '.join(systems)}"
+        raise CheckpointError(
+            Problem(where="--from", given=name, allowed=allowed, remedy=nearest(name, [*systems, "auto"]))
+        )
+    found = [(system, why) for system in systems.values() if (why := system.signs(file))]
+    if len(found) != 1:
+        given = "keys of no system that is known here" if not found else "keys of several systems"
+        reasons = "".join(f"; {system.name}: {why}" for system, why in found)
+        raise CheckpointError(
+            Problem(
+                where=str(file.path),
+                given=f"{given}{reasons} ({len(file.tensors)} tensors, first {sorted(file.tensors)[:3]})",
+                allowed=", ".join(systems),
+                remedy="say which it is: --from SYSTEM",
+            )
+        )
+    return found[0]
+
+
+def _read_names(classes: str | None) -> tuple[str, ...] | None:
+    """Names from a text `A,B,C` or a file with one a line. Raises `CheckpointError` for one that is there twice."""
+    if classes is None:
+        return None
+    is_file = os.path.isfile(classes)  # not Path.is_file, which raises where many names are too long for a path
+    try:
+        text = Path(classes).read_text(encoding="utf-8").splitlines() if is_file else classes.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = Problem(where=classes, given=f"cannot be read ({error})", allowed="a text file with one name a line")
+        raise CheckpointError(problem) from error
+    names = tuple(name.strip() for name in text if name.strip())
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        given = f"{', '.join(twice)} more than once"
+        raise CheckpointError(Problem(where="--classes", given=given, allowed="a name of its own for each class"))
+    return names
