@@ -52,6 +52,8 @@ _CAFFE_BACKBONE = ResNetSpec(depth=50, style="caffe", norm="frozen", weights=Non
 _P3_TO_P7 = FPNSpec(first_map=1, extra="convs_on_p5")
 _P3_TO_P7_PLAIN = FPNSpec(first_map=1, extra="convs_on_p5", p7_activation="none")
 _ALIGNED = RoIAlignSpec(sampling_ratio=0, aligned=True)
+# A side must be more than nothing.
+_ANY_AREA = 1e-9
 _CODER = DeltaCoderSpec(symmetric_clamp=True)
 _REGION_CODER = DeltaCoderSpec(weights=(10.0, 10.0, 5.0, 5.0), symmetric_clamp=True)
 _RPN = RPNSpec(
@@ -65,7 +67,7 @@ _PROPOSALS = ProposalsSpec(
     head=_RPN,
     train=ProposalCountSpec(pre_nms=2000, post_nms=1000),
     test=ProposalCountSpec(pre_nms=1000, post_nms=1000),
-    min_side_px=0.0,
+    min_side_px=_ANY_AREA,
 )
 _REGIONS = RoISpec(pooling=_ALIGNED, coder=_REGION_CODER, box_loss=L1Spec(), min_side_px=0.0)
 _DATA = DataSpec(skip_empty=True, aspect_ratio_groups=0)
@@ -114,6 +116,7 @@ def cascade_rcnn_resnet50_fpn() -> Recipe:
         coder=_CODER,
         box_loss=SmoothL1Spec(),
         border_px=0.0,
+        border_ends="excluded",
         beyond_picture="left_out",
         loss_count="at_least_one_positive",
     )
@@ -127,7 +130,7 @@ def cascade_rcnn_resnet50_fpn() -> Recipe:
                 head=head,
                 train=ProposalCountSpec(pre_nms=2000, post_nms=2000),
                 test=_PROPOSALS.test,
-                min_side_px=0.0,
+                min_side_px=_ANY_AREA,
             ),
             roi=CascadeSpec(
                 pooling=_ALIGNED,
@@ -182,7 +185,12 @@ def fcos_resnet50_caffe_fpn_gn() -> Recipe:
         expected="COCO val2017 box AP 36.6",
         source=_MMDETECTION,
         detector=OneStageSpec(
-            image=_CAFFE_IMAGE, backbone=_CAFFE_BACKBONE, neck=_P3_TO_P7, head=FCOSSpec(), nms_iou=0.5
+            image=_CAFFE_IMAGE,
+            backbone=_CAFFE_BACKBONE,
+            neck=_P3_TO_P7,
+            head=FCOSSpec(),
+            nms_iou=0.5,
+            min_side_px=_ANY_AREA,
         ),
         data=_DATA,
         train=TrainSpec(
@@ -200,7 +208,9 @@ def _one_stage(head: DenseHeadSpec, neck: FPNSpec, expected: str, *, nms_iou: fl
     return Recipe(
         expected=expected,
         source=_MMDETECTION,
-        detector=OneStageSpec(image=_IMAGE, backbone=_BACKBONE, neck=neck, head=head, nms_iou=nms_iou),
+        detector=OneStageSpec(
+            image=_IMAGE, backbone=_BACKBONE, neck=neck, head=head, nms_iou=nms_iou, min_side_px=_ANY_AREA
+        ),
         data=_DATA,
         train=_one_epoch_schedule(0.01),
     )
@@ -217,7 +227,7 @@ def _proposals(head: DenseHeadSpec, init_from: str | None = None) -> ProposalsSp
         train=ProposalCountSpec(pre_nms=2000, post_nms=1000),
         test=ProposalCountSpec(pre_nms=1000, post_nms=1000),
         scope="joint",
-        min_side_px=0.0,
+        min_side_px=_ANY_AREA,
     )
 
 

@@ -115,8 +115,10 @@ def _build_rpn(spec: RPNSpec, neck: AbstractNeck, num_classes: int, divisor_px: 
         sampler=build_sampler(spec.sampler),
         box_loss=build_box_loss(spec.box_loss),
         border_px=spec.border_px,
+        border_ends=spec.border_ends,
         size_divisor_px=_divisor(spec.beyond_picture, divisor_px),
         loss_count=spec.loss_count,
+        objectness=spec.objectness,
     )
 
 

@@ -36,8 +36,12 @@ class RPNSpec(Spec):
     sampler: SamplerSpec = BalancedSamplerSpec()
     coder: DeltaCoderSpec = DeltaCoderSpec()
     box_loss: BoxLossSpec = SmoothL1Spec()
+    objectness: Literal["sigmoid", "softmax"] = "sigmoid"
+    """softmax: an output for the object and one, the last, for background."""
     border_px: NotNegativeFloat | None = None
     """Anchors that reach further over the edge are not trained; null: all are."""
+    border_ends: Literal["included", "excluded"] = "included"
+    """Whether an anchor that ends exactly there is trained (MMDetection: not)."""
     beyond_picture: BeyondPicture = "negative"
     loss_count: Literal["sampled", "at_least_one_positive"] | Positive = "sampled"
     """By how many anchors of a picture the losses are divided: a number counts whatever was sampled (detectron2)."""
