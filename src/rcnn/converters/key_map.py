@@ -79,7 +79,11 @@ class KeyMap:
                 names[key] = _fill(rule.ours, parts)
                 if names[key] in converted:
                     problems.append(Problem(where=key, given=f"the second tensor that becomes {names[key]}"))
-                converted[names[key]] = rule.change.forward(value)
+                try:
+                    converted[names[key]] = rule.change.forward(value)
+                except (RuntimeError, IndexError):
+                    given = f"shape {tuple(value.shape)}, of which {names[key]} cannot be made"
+                    problems.append(Problem(where=key, given=given))
         if problems:
             raise CheckpointError(problems)
         converted |= {entry.ours: entry.value for entry in self.added}
