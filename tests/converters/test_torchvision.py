@@ -14,11 +14,13 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from rcnn.config.text import from_yaml
 from rcnn.converters import convert as converting
-from rcnn.converters.convert import convert_file
+from rcnn.converters.convert import convert_file, export_file
 from rcnn.converters.interface import ForeignFile
 from rcnn.converters.torchvision import coco_91_classes, convert, modern_names, recognise
+from rcnn.converters.torchvision_system import refuse_other_conventions
 from rcnn.engine.checkpoint import load_into, read_weights
 from rcnn.errors import CheckpointError
+from rcnn.recipes.catalogue import RECIPES
 from rcnn.recipes.models import build_detector
 from rcnn.recipes.recipe import Recipe
 from rcnn.records import Size, Target
@@ -160,6 +162,24 @@ def test_a_users_model_detects_the_same(tmp_path: Path) -> None:
     torch.testing.assert_close(found.boxes_xyxy, expected["boxes"], rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(found.scores, expected["scores"], rtol=1e-6, atol=1e-8)
     assert (found.labels + 1).tolist() == expected["labels"].tolist()
+
+
+def test_a_users_model_there_and_back(tmp_path: Path) -> None:
+    theirs = users_model()
+    torch.save(theirs.state_dict(), tmp_path / "model.pth")
+    convert_file(tmp_path / "model.pth", tmp_path / "ours.safetensors", classes="cat,dog,bird")
+    export_file(tmp_path / "ours.safetensors", tmp_path / "back.pth", system="torchvision")
+    back, expected = torch.load(tmp_path / "back.pth", weights_only=True), theirs.state_dict()
+    for name in ("roi_heads.box_predictor.bbox_pred.weight", "roi_heads.box_predictor.bbox_pred.bias"):
+        expected[name][:4] = 0  # the box of the background, which torchvision never reads and ours has not
+    torch.testing.assert_close(back, dict(expected), rtol=0, atol=0)
+
+
+def test_a_recipe_of_ours_that_torchvision_cannot_compute() -> None:
+    with pytest.raises(CheckpointError, match=r"detector\.roi\.pooling\.aligned: true; allowed: false"):
+        refuse_other_conventions(RECIPES["faster_rcnn_resnet18_fpn"]())
+    for name in ("faster_rcnn_resnet50_fpn", "faster_rcnn_resnet50_fpn_v2", "faster_rcnn_mobilenet_v3_large_320_fpn"):
+        refuse_other_conventions(RECIPES[name]())
 
 
 def test_an_override_of_something_else_keeps_the_epsilon(

@@ -1,100 +1,120 @@
-"""torchvision's FCOS and RetinaNet: names old and new, both ways."""
+"""torchvision's FCOS and RetinaNet, live: a user's small model converted, and written back."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import nn
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor, resnet_fpn_backbone
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.models.resnet import resnet18
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from rcnn.converters.torchvision_dense import Architecture, coco_classes, modern_names, recognise
+import rcnn
+from rcnn.converters.convert import convert_file, export_file
 from rcnn.errors import CheckpointError
+from rcnn.recipes.checkpoints import read_detector
+from rcnn.records import Size, Target
+from rcnn.transforms.batching import Sample, collate
 
-Layout = Callable[[str], tuple[dict[str, Tensor], dict[str, str]]]
-
-CASES: dict[str, tuple[Architecture, dict[str, str]]] = {
-    "fcos_resnet50_fpn": (
-        "fcos",
-        {
-            "head.classification_head.conv.0.weight": "head.tower.class_tower.layers.0.0.weight",
-            "head.classification_head.conv.1.weight": "head.tower.class_tower.layers.0.1.weight",
-            "head.regression_head.conv.10.bias": "head.tower.box_tower.layers.3.1.bias",
-            "head.regression_head.bbox_ctrness.bias": "head.tower.centerness.bias",
-            "backbone.fpn.extra_blocks.p7.bias": "neck.p7.bias",
-            "backbone.fpn.inner_blocks.2.0.weight": "neck.lateral.2.0.weight",
-            "backbone.body.layer4.2.bn3.running_var": "backbone.layer4.2.bn3.running_var",
-        },
-    ),
-    "retinanet_resnet50_fpn": (
-        "retinanet",
-        {
-            "head.classification_head.conv.3.0.weight": "head.tower.class_tower.layers.3.0.weight",
-            "head.regression_head.bbox_reg.weight": "head.tower.deltas.weight",
-        },
-    ),
-}
+SIZES = {"min_size": 96, "max_size": 160}
+OVERRIDES = ["detector.image.short_side=96", "detector.image.max_long_side=160"]
 
 
-@pytest.fixture(scope="module")
-def layout(shared: Path) -> Layout:
-    """A recorded state dict, numbered instead of filled, and its table of older names (new: old)."""
-
-    def read(case: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-        manifest = json.loads((shared / "oracles" / "torchvision" / case / "manifest.json").read_text())
-        state = {
-            key: torch.tensor(float(number)).expand(shape)
-            for number, (key, shape, _) in enumerate(manifest["state_dict"])
-        }
-        return state, manifest["older_key_names"]["names"]
-
-    return read
+def fcos() -> nn.Module:
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
+    )
+    return FCOS(backbone, num_classes=4, **SIZES)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_every_key_there_and_back(case: str, layout: Layout) -> None:
-    architecture, some = CASES[case]
-    state, _ = layout(case)
-    model = recognise(state)
-    assert model.architecture == architecture
-    converted = model.key_map.to_ours(state)
-    assert set(converted.names) == set(state)
-    assert some.items() <= converted.names.items()
-    back = model.key_map.to_theirs(converted.state)
-    assert set(back) == set(state)
-    assert all(value is state[key] for key, value in back.items())
+def retinanet() -> nn.Module:
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet18", weights=None, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
+    )
+    return RetinaNet(backbone, num_classes=4, **SIZES)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_older_names(case: str, layout: Layout) -> None:
-    state, older = layout(case)
-    assert older
-    old = {older.get(key, key): value for key, value in state.items()}
-    modern = modern_names(old)
-    assert modern.keys() == state.keys()
-    assert all(value is state[key] for key, value in modern.items())
-    assert modern_names(state).keys() == state.keys()
+def retinanet_v2() -> nn.Module:
+    """As `retinanet_resnet50_fpn_v2` is built, on a smaller trunk."""
+    extra = LastLevelP6P7(512, 256)
+    backbone = _resnet_fpn_extractor(resnet18(weights=None), 5, returned_layers=[2, 3, 4], extra_blocks=extra)
+    sizes = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
+    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    head = RetinaNetHead(backbone.out_channels, 9, 4, norm_layer=lambda channels: nn.GroupNorm(32, channels))
+    return RetinaNet(backbone, num_classes=4, anchor_generator=anchors, head=head, **SIZES)
 
 
-def test_a_name_old_and_new(layout: Layout) -> None:
-    state, _ = layout("retinanet_resnet50_fpn")
-    with pytest.raises(CheckpointError, match="under its old and its new name"):
-        modern_names({**state, "head.classification_head.conv.2.weight": torch.ones(1)})
+@pytest.fixture(scope="module", params=[fcos, retinanet, retinanet_v2])
+def theirs(request: pytest.FixtureRequest) -> nn.Module:
+    torch.manual_seed(0)
+    make: Callable[[], nn.Module] = request.param
+    model = make().double().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "cls_logits" in name:
+                # Scores that are far apart and above the thresholds.
+                parameter.mul_(30) if name.endswith("weight") else parameter.zero_()
+    return model
 
 
-def test_keys_that_are_none_of_these(layout: Layout) -> None:
-    with pytest.raises(CheckpointError, match="FCOS or RetinaNet"):
-        recognise({"roi_heads.box_head.fc6.weight": torch.ones(1)})
-    state, _ = layout("fcos_resnet50_fpn")
-    with pytest.raises(CheckpointError, match=r"head\.mask\.weight: no rule"):
-        recognise(state).key_map.to_ours({**state, "head.mask.weight": torch.ones(1)})
+def converted(theirs: nn.Module, folder: Path) -> Path:
+    torch.save({"model": theirs.state_dict()}, folder / "model.pth")
+    out = folder / "ours.safetensors"
+    convert_file(folder / "model.pth", out, classes="cat,dog,bird", overrides=OVERRIDES)
+    return out
 
 
-def test_classes() -> None:
-    """Output 0 is nobody's; then COCO's ids, with the gaps of its list of 2014."""
-    classes = coco_classes()
-    assert len(classes) == 91
-    assert (classes.names[0], classes.names[1], classes.names[90]) == ("unused 0", "person", "toothbrush")
-    assert classes.category_ids == tuple(range(91))
+def test_a_users_model_detects_the_same(theirs: nn.Module, tmp_path: Path) -> None:
+    loaded = read_detector(converted(theirs, tmp_path))
+    assert loaded.classes.names == ("unused 0", "cat", "dog", "bird")
+    pixels = torch.randint(0, 256, (3, 96, 128), generator=torch.Generator().manual_seed(1)).double()
+    nothing = Target(boxes_xyxy=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+    sample = Sample(image=pixels, target=nothing, original_size=Size(96, 128), image_id=0)
+    batch, _ = collate([sample], divisor=32)
+    with torch.no_grad():
+        (expected,) = theirs([pixels / 255])
+        (found,) = loaded.detector.double().eval().predict(batch)
+    assert len(found) > 20
+    torch.testing.assert_close(found.scores, expected["scores"], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found.boxes_xyxy, expected["boxes"], rtol=1e-6, atol=1e-5)
+    assert found.labels.tolist() == expected["labels"].tolist()
+
+
+def test_there_and_back(theirs: nn.Module, tmp_path: Path) -> None:
+    lines = export_file(converted(theirs, tmp_path), tmp_path / "back.pth", system="torchvision")
+    assert lines[-1] == f"written: {tmp_path / 'back.pth'}"
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    expected = {
+        key: value.float() if value.is_floating_point() else value for key, value in theirs.state_dict().items()
+    }
+    torch.testing.assert_close(back, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("classes", [None, "cat,dog", "a,b,c,d,e"])
+def test_class_names_must_be_given(classes: str | None, tmp_path: Path) -> None:
+    torch.save(fcos().state_dict(), tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"4 outputs, and \w+ class names; allowed: 3 names.*--classes"):
+        convert_file(tmp_path / "model.pth", tmp_path / "ours.safetensors", classes=classes)
+
+
+def test_conventions_that_torchvision_lacks_are_listed(tmp_path: Path) -> None:
+    overrides = [*OVERRIDES, "detector.head.points.offset=0.5", "detector.image.channel_order=bgr"]
+    torch.save(fcos().state_dict(), tmp_path / "model.pth")
+    convert_file(tmp_path / "model.pth", tmp_path / "a.safetensors", classes="a,b,c", overrides=overrides)
+    with pytest.raises(CheckpointError) as caught:
+        export_file(tmp_path / "a.safetensors", tmp_path / "back.pth", system="torchvision")
+    text = str(caught.value)
+    assert "detector.head.points.offset: 0.5; allowed: 0.0; torchvision's code has no other" in text
+    assert "detector.image.channel_order: bgr; allowed: rgb" in text
+    assert not (tmp_path / "back.pth").exists()
+
+
+def test_the_python_api_reads_it(theirs: nn.Module, tmp_path: Path) -> None:
+    predictor = rcnn.load(converted(theirs, tmp_path), device="cpu")
+    assert predictor.recipe.detector.image.short_side == 96

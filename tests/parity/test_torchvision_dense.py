@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,25 +17,18 @@ from oracle import Oracle
 from recorded import TRAIN_STAGES, MapMemory, Maps, Preprocessing, check_gradients, only, pictures_of
 from torch import Tensor
 
-from rcnn.backbones.norm import norm_factory
-from rcnn.backbones.resnet import ResNetBackbone
-from rcnn.boxes.coding import DeltaCoder
-from rcnn.boxes.filtering import DetectionFilter
+from rcnn.converters.interface import ForeignFile, Wanted
 from rcnn.converters.key_map import KeyMap
-from rcnn.converters.torchvision_dense import coco_classes, recognise
+from rcnn.converters.torchvision_dense import coco_classes
+from rcnn.converters.torchvision_system import TorchvisionSystem
 from rcnn.dense.fcos import FCOSHead
 from rcnn.dense.interface import DensePrediction
-from rcnn.dense.normalizers import by_picture
 from rcnn.dense.retinanet import RetinaNetHead
 from rcnn.dense.selection import per_prior
 from rcnn.detectors.one_stage import OneStageDetector
 from rcnn.engine.checkpoint import load_into
-from rcnn.matching.centre import CentreMatcher
-from rcnn.matching.iou import IoUMatcher
-from rcnn.necks.fpn import FPN
-from rcnn.priors import AnchorGenerator, PointGenerator
+from rcnn.recipes.models import build_detector
 from rcnn.records import ImageBatch, Target
-from rcnn.transforms.batching import ImageNormalizer
 from rcnn.transforms.geometry import scale_boxes
 
 # In one process, where a case finds the maps of the one before.
@@ -43,68 +37,7 @@ PREPROCESSING = Preprocessing(rounding="floor", kernel="bilinear_float", labels=
 Head = FCOSHead | RetinaNetHead
 
 
-def detector_of(
-    make_head: Callable[[FPN], Head], *, norm_eps: float, score_threshold: float, nms_iou: float, max_detections: int
-) -> OneStageDetector:
-    backbone = ResNetBackbone(depth=50, make_norm=norm_factory("frozen", norm_eps), frozen_stages=2)
-    neck = FPN(in_channels=backbone.channels, in_strides_px=backbone.strides_px, extra="convs_on_p5", first_map=1)
-    return OneStageDetector(
-        normalizer=ImageNormalizer(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)),
-        backbone=backbone,
-        neck=neck,
-        head=make_head(neck),
-        score_threshold=score_threshold,
-        detection_filter=DetectionFilter(
-            score_threshold=0.0, nms_iou=nms_iou, max_detections=max_detections, min_side_px=0.0
-        ),
-    )
-
-
-def fcos_head(neck: FPN) -> FCOSHead:
-    return FCOSHead(
-        in_channels=neck.channels,
-        num_classes=len(coco_classes()),
-        strides_px=neck.strides_px,
-        conv_bias=True,
-        scaled=False,
-        centerness_branch="boxes",
-        distances="relu",
-        points=PointGenerator(offset=0.0, stride_rule="image_over_grid"),
-        matcher=CentreMatcher(radius_strides=1.5, range_ends="excluded"),
-        box_loss="giou",
-        box_weights="equal",
-        score_fusion="sqrt",
-    )
-
-
-def retinanet_head(neck: FPN) -> RetinaNetHead:
-    sizes = ((32, 40, 50), (64, 80, 101), (128, 161, 203), (256, 322, 406), (512, 645, 812))
-    return RetinaNetHead(
-        in_channels=neck.channels,
-        num_classes=len(coco_classes()),
-        strides_px=neck.strides_px,
-        anchors=AnchorGenerator(
-            sizes_px=tuple(tuple(map(float, some)) for some in sizes), rounded=True, stride_rule="image_over_grid"
-        ),
-        matcher=IoUMatcher(positive_iou=0.5, negative_iou=0.4, low_quality_iou=0.0),
-        coder=DeltaCoder(),
-        normalizer=by_picture,
-        size_divisor_px=None,
-    )
-
-
-def fcos() -> OneStageDetector:
-    return detector_of(fcos_head, norm_eps=1e-5, score_threshold=0.2, nms_iou=0.6, max_detections=100)
-
-
-def retinanet() -> OneStageDetector:
-    return detector_of(retinanet_head, norm_eps=0.0, score_threshold=0.05, nms_iou=0.5, max_detections=300)
-
-
-CASES: Mapping[str, Callable[[], OneStageDetector]] = {
-    "fcos_resnet50_fpn": fcos,
-    "retinanet_resnet50_fpn": retinanet,
-}
+CASES = ("fcos_resnet50_fpn", "retinanet_resnet50_fpn")
 OUTPUTS = {"fcos_resnet50_fpn": "bbox_ctrness", "retinanet_resnet50_fpn": None}
 # Ours and theirs.
 TERMS = {"classification": "classification", "box": "bbox_regression", "centerness": "bbox_ctrness"}
@@ -150,16 +83,19 @@ class Case:
         )
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+@pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest, oracle: Callable[[str], Oracle], memory: MapMemory) -> Case:
     recorded = oracle(f"torchvision/{request.param}")
-    detector = CASES[request.param]().double().eval()
-    state = recorded.state_dict()
-    key_map = recognise(state).key_map
-    converted = key_map.to_ours(state)
-    assert set(converted.names) == set(state)
+    file = ForeignFile(path=Path(f"{request.param}.pth"), tensors=recorded.state_dict())
+    model = TorchvisionSystem().recognise(file, Wanted())
+    assert model.classes == coco_classes()
+    detector = build_detector(model.recipe.detector, num_classes=len(model.classes), pretrained=False).double().eval()
+    assert isinstance(detector, OneStageDetector)
+    key_map = model.key_map(model.recipe)
+    converted = key_map.to_ours(model.tensors)
+    assert set(converted.names) == set(file.tensors)
     load_into(detector, converted.state)
-    number = list(CASES).index(request.param)
+    number = CASES.index(request.param)
     return Case(recorded, detector, key_map, converted.names, memory, pictures_of(number))
 
 

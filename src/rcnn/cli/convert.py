@@ -14,14 +14,25 @@ class System(enum.StrEnum):
 
     AUTO = "auto"
     TORCHVISION = "torchvision"
+    SIMPLE_FASTER_RCNN = "simple-faster-rcnn"
+
+
+class Target(enum.StrEnum):
+    """Systems that ours can be written for."""
+
+    TORCHVISION = "torchvision"
+    MMDET = "mmdet"
+    DETECTRON2 = "detectron2"
 
 
 def command(
-    file: Annotated[Path, typer.Argument(help="The checkpoint (.pth).")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where ours goes (.safetensors).")],
+    file: Annotated[Path, typer.Argument(help="The checkpoint: another system's, or with --to one of ours.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the result goes (ours: .safetensors).")],
     system: Annotated[System, typer.Option("--from", help="The system that wrote it (auto: by keys).")] = System.AUTO,
+    target: Annotated[Target | None, typer.Option("--to", help="Write ours as this system's file.")] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="The recipe, where the keys cannot tell (the 320-pixel model).")
+        str | None,
+        typer.Option("--recipe", "--config", help="A recipe, or the system's config, where the keys cannot tell."),
     ] = None,
     classes: Annotated[
         str | None, typer.Option("--classes", help="Names in the order of the labels: A,B,C or a file, one a line.")
@@ -29,9 +40,20 @@ def command(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="PATH=VALUE", help="Changes to the recipe.")] = None,
     keys: Annotated[bool, typer.Option("--keys", help="Print what became of every key.")] = False,
 ) -> None:
-    """Turn another system's checkpoint into one of ours, its classes and preprocessing inside. Nothing in it is run."""
-    from rcnn.converters.convert import convert_file
+    """Turn another system's checkpoint into one of ours, its classes and preprocessing inside, or back with --to.
 
-    report = convert_file(file, out, system=system.value, recipe=recipe, classes=classes, overrides=overrides or ())
-    for line in report.lines(keys):
+    Nothing in the file is run.
+    """
+    from rcnn.converters.convert import convert_file, export_file
+    from rcnn.errors import Problem, SetupError
+
+    if target is None:
+        report = convert_file(file, out, system=system.value, recipe=recipe, classes=classes, overrides=overrides or ())
+        lines = report.lines(keys)
+    elif system is not System.AUTO or recipe or classes or overrides or keys:
+        given = "--to beside --from, --recipe, --config, --classes, --keys or a setting"
+        raise SetupError(Problem(where="rcnn convert", given=given, allowed="--to SYSTEM FILE -o OUT alone"))
+    else:
+        lines = export_file(file, out, system=target.value)
+    for line in lines:
         typer.echo(line)

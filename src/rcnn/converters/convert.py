@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rcnn.atomic_file import refuse_unwritable
+import torch
+
+from rcnn.atomic_file import refuse_unwritable, write_atomically
 from rcnn.config.text import to_yaml
 from rcnn.converters.interface import AbstractSystem, ForeignFile, Wanted
 from rcnn.converters.key_map import Converted
 from rcnn.converters.reading import read_foreign
-from rcnn.converters.torchvision import TorchvisionSystem
-from rcnn.engine.checkpoint import CheckpointMeta, load_into, save_weights
+from rcnn.converters.simple_faster_rcnn import SimpleFasterRCNNSystem
+from rcnn.converters.torchvision_system import TorchvisionSystem
+from rcnn.engine.checkpoint import CheckpointMeta, load_into, read_weights, save_weights
 from rcnn.errors import CheckpointError, Problem, nearest
+from rcnn.recipes.checkpoints import recipe_inside
 from rcnn.recipes.models import build_detector
 from rcnn.recipes.resolve import resolve_recipe
 from rcnn.records import ClassTable
@@ -23,7 +28,7 @@ from rcnn.records import ClassTable
 
 def all_systems() -> tuple[AbstractSystem, ...]:
     """Every system that can be read."""
-    return (TorchvisionSystem(),)
+    return (TorchvisionSystem(), SimpleFasterRCNNSystem())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +113,29 @@ def convert_file(
         converted=converted,
         assumptions=model.assumptions,
     )
+
+
+def export_file(source: Path, out: Path, *, system: str) -> list[str]:
+    """Write a checkpoint of ours as a file that another system loads (`.pth`), and say what was done.
+
+    Raises `CheckpointError` where that system cannot compute what the recipe inside says, with each setting.
+    """
+    refuse_unwritable([out])
+    systems = {each.name: each for each in all_systems()}
+    if system not in systems:
+        problem = Problem(where="--to", given=system, allowed=", ".join(systems), remedy=nearest(system, systems))
+        raise CheckpointError(problem)
+    checkpoint = read_weights(source)
+    recipe = recipe_inside(source, checkpoint.meta)
+    try:
+        exported = systems[system].export(checkpoint.state_dict, recipe)
+    except CheckpointError as error:
+        given = f"a detector that {system} cannot hold"
+        raise CheckpointError((Problem(where=str(source), given=given), *error.problems)) from error
+    buffer = io.BytesIO()
+    torch.save(exported, buffer)
+    write_atomically(out, buffer.getvalue())
+    return [f"{source}: {len(checkpoint.state_dict)} tensors under {system}'s names", f"written: {out}"]
 
 
 def _choose_system(file: ForeignFile, name: str) -> tuple[AbstractSystem, str]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from rcnn.config.edit import edit
-from rcnn.converters.interface import AbstractSystem, ForeignFile, ForeignModel, Wanted
 from rcnn.converters.key_map import Change, Converted, Dropped, KeyMap, Rule
 from rcnn.errors import CheckpointError, Problem
 from rcnn.recipes import catalogue
@@ -54,16 +53,16 @@ _COMMON = (
     Rule(theirs="backbone.fpn.inner_blocks.{}.{}.{}", ours="neck.lateral.{}.{}.{}"),
     Rule(theirs="backbone.fpn.layer_blocks.{}.{}.{}", ours="neck.output.{}.{}.{}"),
 )
-_RESNET = KeyMap(
+RESNET = KeyMap(
     rules=(*_COMMON, Rule(theirs="backbone.body.{}", ours="backbone.{}")),
 )
 _RESNET_FROZEN = KeyMap(
-    rules=_RESNET.rules,
+    rules=RESNET.rules,
     dropped=(
         Dropped(pattern=r"backbone\.body\..*num_batches_tracked", reason="a frozen batch norm counts no batches"),
     ),
 )
-_MOBILENET = KeyMap(
+MOBILENET = KeyMap(
     rules=(*_COMMON, Rule(theirs="backbone.body.{}", ours="backbone.features.{}")),
     dropped=_RESNET_FROZEN.dropped,
 )
@@ -124,16 +123,17 @@ def recognise(state: Mapping[str, Tensor], class_names: tuple[str, ...] | None =
     num_classes = len(state["roi_heads.box_predictor.cls_score.weight"]) - 1
     classes = _classes(num_classes, class_names)
     if "backbone.body.0.0.weight" in state:
-        named, changes, key_map = catalogue.faster_rcnn_mobilenet_v3_large_fpn, {}, _MOBILENET
+        named, changes, key_map = catalogue.faster_rcnn_mobilenet_v3_large_fpn, {}, MOBILENET
     elif "roi_heads.box_head.5.weight" in state:
-        named, changes, key_map = catalogue.faster_rcnn_resnet50_fpn_v2, _BATCH_NORM, _RESNET
+        named, changes, key_map = catalogue.faster_rcnn_resnet50_fpn_v2, _BATCH_NORM, RESNET
     else:
-        changes = {"detector.backbone.depth": _resnet_depth(state)}
+        changes = {"detector.backbone.depth": resnet_depth(state)}
         named, key_map = catalogue.faster_rcnn_resnet50_fpn, _RESNET_FROZEN
     return TorchvisionModel(recipe_name=named.__name__, recipe=edit(named(), changes), classes=classes, key_map=key_map)
 
 
-def _resnet_depth(state: Mapping[str, Tensor]) -> int:
+def resnet_depth(state: Mapping[str, Tensor]) -> int:
+    """Of `backbone.body`. Raises `CheckpointError` where its layers are of none that is known."""
     counts = tuple(
         len({key.split(".")[3] for key in state if key.startswith(f"backbone.body.layer{i}.")}) for i in range(1, 5)
     )
@@ -201,49 +201,3 @@ def convert(
     model = recognise(modern, class_names)
     recipe = edit(model.recipe, dict(overrides)) if overrides else model.recipe
     return recipe, model.classes, model.key_map.to_ours(modern)
-
-
-_SMALL = "faster_rcnn_mobilenet_v3_large_320_fpn"
-
-
-class TorchvisionSystem(AbstractSystem):
-    """torchvision's reference models: Faster R-CNN of COCO_V1 and v2, on ResNets and MobileNetV3."""
-
-    name = "torchvision"
-
-    def signs(self, file: ForeignFile) -> str | None:
-        sign = "roi_heads.box_predictor.cls_score.weight"
-        body = next((key for key in file.tensors if key.startswith("backbone.body.")), None)
-        return f"it has {sign} and {body}" if body and sign in file.tensors else None
-
-    def recognise(self, file: ForeignFile, wanted: Wanted) -> ForeignModel:
-        tensors = modern_names(file.tensors)
-        model = recognise(tensors, wanted.class_names)
-        name, recipe, assumptions = model.recipe_name, model.recipe, []
-        if wanted.recipe is not None and wanted.recipe_name is not None:
-            name, recipe = wanted.recipe_name, edit(wanted.recipe, _same_structure(recipe))
-        elif name == "faster_rcnn_mobilenet_v3_large_fpn" and "_320_" in file.path.name:
-            name, recipe = _SMALL, catalogue.faster_rcnn_mobilenet_v3_large_320_fpn()
-            assumptions.append("the 320-pixel model, by the name of the file (the keys cannot tell)")
-        elif name == "faster_rcnn_mobilenet_v3_large_fpn":
-            assumptions.append(f"800 pixels; for the 320-pixel model: --recipe {_SMALL}")
-        if model.published_on_coco:
-            recipe = edit(recipe, {"detector.backbone.norm_eps": 0.0})
-            assumptions.append(
-                "the epsilon of the batch norms is 0, as torchvision sets it for its COCO_V1 weights; for a model that "
-                "was trained from ImageNet weights alone add detector.backbone.norm_eps=1e-5"
-            )
-        return ForeignModel(
-            recipe_name=name,
-            recipe=recipe,
-            classes=model.classes,
-            tensors=tensors,
-            key_map=lambda recipe: model.key_map,
-            assumptions=tuple(assumptions),
-        )
-
-
-def _same_structure(recipe: Recipe) -> dict[str, object]:
-    """What the keys do tell, for a recipe that the user names."""
-    backbone = recipe.detector.backbone
-    return {"detector.backbone.depth": backbone.depth} if isinstance(backbone, ResNetSpec) else {}
