@@ -77,6 +77,29 @@ def test_one_generator_serves_every_precision(dtype: torch.dtype) -> None:
     assert generator.num_levels == 2
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_generator_that_is_first_called_while_it_is_exported(strict: bool) -> None:
+    """The exported graph and the generator itself give the same afterwards."""
+    network = _Anchored()
+    maps = torch.zeros(1, 1, 2, 3)
+    exported = torch.export.export(network, (maps,), strict=strict).module()(maps)
+    # Size 8 around (0, 0), (4, 0), ...
+    assert exported[:2].tolist() == [[-4, -4, 4, 4], [0, -4, 8, 4]]
+    assert network(maps).tolist() == exported.tolist()
+
+
+class _Anchored(torch.nn.Module):
+    """The anchors of a map, as a head makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anchors = AnchorGenerator(sizes_px=((8.0,),), heights_over_widths=(1.0,))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shape = LevelShape(height=x.shape[2], width=x.shape[3], stride_px=4)
+        return self.anchors([shape], Size(8, 12), dtype=x.dtype, device=x.device)[0]
+
+
 def test_points_are_the_middles_of_cells() -> None:
     shapes = [LevelShape(height=2, width=3, stride_px=8), LevelShape(height=1, width=1, stride_px=16)]
     fine, coarse = PointGenerator()(shapes, dtype=torch.float64, device=CPU)

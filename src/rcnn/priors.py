@@ -5,9 +5,9 @@ Letters: L levels, S sizes per level, Q aspect ratios, A = S x Q anchors per cel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -21,6 +21,10 @@ from rcnn.records import LevelShape, Size
 StrideRule = Literal["nominal", "image_over_grid"]
 
 
+# x1, y1, x2, y2 around a cell's origin.
+_Corners = tuple[float, float, float, float]
+
+
 def cell_anchors(
     sizes_px: Sequence[float], heights_over_widths: Sequence[float], *, rounded: bool = False
 ) -> Float[Tensor, "anchors 4"]:
@@ -29,12 +33,21 @@ def cell_anchors(
     An anchor of size s and ratio r is s * sqrt(r) high and s / sqrt(r) wide. `rounded` moves the corners to integers,
     as torchvision does.
     """
-    sizes = torch.tensor(sizes_px, dtype=torch.float64)
-    root = torch.tensor(heights_over_widths, dtype=torch.float64).sqrt()
-    heights = (root[:, None] * sizes).flatten()
-    widths = (1 / root[:, None] * sizes).flatten()
-    anchors = torch.stack((-widths, -heights, widths, heights), dim=1) / 2
-    return anchors.round() if rounded else anchors
+    return _as_tensor(_cell_corners(sizes_px, heights_over_widths, rounded))
+
+
+def _cell_corners(
+    sizes_px: Sequence[float], heights_over_widths: Sequence[float], rounded: bool
+) -> tuple[_Corners, ...]:
+    sides = [
+        (1 / math.sqrt(ratio) * size, math.sqrt(ratio) * size) for ratio in heights_over_widths for size in sizes_px
+    ]
+    halves = [(round(width / 2), round(height / 2)) if rounded else (width / 2, height / 2) for width, height in sides]
+    return tuple((-x, -y, x, y) for x, y in halves)
+
+
+def _as_tensor(corners: Sequence[_Corners]) -> Float[Tensor, "anchors 4"]:
+    return torch.tensor(corners, dtype=torch.float64, device="cpu").reshape(-1, 4)
 
 
 def cell_strides(shape: LevelShape, padded_size: Size | None, rule: StrideRule) -> tuple[int, int]:
@@ -58,6 +71,12 @@ class AnchorGenerator:
     rounded: bool = False
     centre_offset: float = 0.0
     stride_rule: StrideRule = "nominal"
+    # Kept as numbers: a tensor that is made while torch.export traces is a fake one, and would be found again later.
+    _corners: tuple[tuple[_Corners, ...], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        corners = tuple(_cell_corners(sizes, self.heights_over_widths, self.rounded) for sizes in self.sizes_px)
+        object.__setattr__(self, "_corners", corners)
 
     @property
     def num_levels(self) -> int:
@@ -67,10 +86,10 @@ class AnchorGenerator:
     def num_per_cell(self) -> int:
         return len(self.sizes_px[0]) * len(self.heights_over_widths)
 
-    @cached_property
+    @property
     def cells(self) -> tuple[Tensor, ...]:
         """The anchors of one cell per level, in float64: each call casts them to what it is asked for."""
-        return tuple(cell_anchors(sizes, self.heights_over_widths, rounded=self.rounded) for sizes in self.sizes_px)
+        return tuple(_as_tensor(corners) for corners in self._corners)
 
     def __call__(
         self, shapes: Sequence[LevelShape], padded_size: Size, *, dtype: torch.dtype, device: torch.device

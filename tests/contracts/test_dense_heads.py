@@ -20,7 +20,7 @@ from rcnn.dense.fcos import FCOSHead
 from rcnn.dense.gfl import GFLHead
 from rcnn.dense.interface import AbstractDenseHead
 from rcnn.dense.retinanet import RetinaNetHead
-from rcnn.dense.rpn import RPNHead
+from rcnn.dense.rpn import Objectness, RPNHead
 from rcnn.dense.tood import TOODHead
 from rcnn.dense.towers import group_norm
 from rcnn.dense.yolox import YOLOXHead
@@ -39,9 +39,14 @@ ROLES = {"detector": 3, "first stage": 1}
 SMALL: dict[str, object] = {"in_channels": CHANNELS, "channels": CHANNELS, "num_convs": 1, "strides_px": STRIDES}
 
 
-def rpn(num_classes: int, num_convs: int = 1) -> AbstractDenseHead:
-    anchors = AnchorGenerator(sizes_px=tuple((4.0 * stride,) for stride in STRIDES))
-    return RPNHead(in_channels=CHANNELS, anchors=anchors, num_classes=num_classes, num_convs=num_convs)
+def rpn(num_classes: int, num_convs: int = 1, objectness: Objectness = "sigmoid") -> AbstractDenseHead:
+    return RPNHead(
+        in_channels=CHANNELS,
+        anchors=AnchorGenerator(sizes_px=tuple((4.0 * stride,) for stride in STRIDES)),
+        num_classes=num_classes,
+        num_convs=num_convs,
+        objectness=objectness,
+    )
 
 
 def small(make: Callable[..., AbstractDenseHead], **choices: object) -> Callable[[int], AbstractDenseHead]:
@@ -51,6 +56,7 @@ def small(make: Callable[..., AbstractDenseHead], **choices: object) -> Callable
 HEADS: dict[str, Callable[[int], AbstractDenseHead]] = {
     "RPN": rpn,
     "RPN, two convolutions": lambda num_classes: rpn(num_classes, num_convs=2),
+    "RPN, softmax": lambda num_classes: rpn(num_classes, objectness="softmax"),
     "RetinaNet": small(RetinaNetHead),
     "FCOS": small(FCOSHead),
     "FCOS, improved": small(

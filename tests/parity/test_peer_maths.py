@@ -13,8 +13,9 @@ import torch
 from oracle import Oracle
 from torch import Tensor
 
-from rcnn.boxes.coding import DeltaCoder
-from rcnn.boxes.geometry import clip
+from rcnn.boxes.coding import DeltaCoder, DistanceCoder
+from rcnn.boxes.geometry import centres, clip
+from rcnn.dense.fcos import FCOSHead
 from rcnn.matching.iou import match_by_iou
 from rcnn.ops.nms import class_offset_nms, nms
 from rcnn.ops.roi_align import roi_align
@@ -75,6 +76,18 @@ def test_detectron2s_coder(detectron2: Oracle, weight: float) -> None:
     detectron2.check(f"coder/get_deltas/{weight:g}", coder.encode(truth, anchors))
     deltas = detectron2.full("coder/deltas") * torch.tensor(weights, dtype=torch.float64)
     detectron2.check(f"coder/apply_deltas/{weight:g}", coder.decode(deltas, anchors))
+
+
+def test_detectron2s_linear_coder(detectron2: Oracle) -> None:
+    """Its FCOS's distances to the four sides, in sizes of a reference box, none below 0: our head's where a cell's
+    reference is as large as its stride. Here references are of any size; what was decoded are magnitudes."""
+    anchors, truth = detectron2.full("coder/anchors"), detectron2.full("coder/gt")
+    sizes = (anchors[:, 2:] - anchors[:, :2]).repeat(1, 2)
+    coder, points = DistanceCoder(), centres(anchors)
+    detectron2.check("linear/get_deltas", coder.encode(truth, points) / sizes)
+    head = FCOSHead(in_channels=1, channels=1, num_classes=1, strides_px=FIVE, distances="relu", make_norm=None)
+    distances = head.to_pixels(detectron2.full("coder/deltas").abs(), sizes)
+    detectron2.check("linear/apply_deltas", coder.decode(distances, points))
 
 
 # -------------------------------------------------------------------------------------------------------------- anchors
