@@ -123,7 +123,7 @@ def export_file(source: Path, out: Path, *, system: str) -> list[str]:
     refuse_unwritable([out])
     systems = {each.name: each for each in all_systems()}
     if system not in systems:
-        problem = Problem(where="--to", given=system, allowed=", ".join(systems), remedy=nearest(system, systems))
+        problem = Problem(where="--to", given=system, allowed=", ".join(systems), remedy=nearest(system, list(systems)))
         raise CheckpointError(problem)
     checkpoint = read_weights(source)
     recipe = recipe_inside(source, checkpoint.meta)
