@@ -106,3 +106,19 @@ def test_coarser_maps_are_dropped() -> None:
     ]
     assert ours.strides_px == (4, 8, 16)
     assert not [name for name in ours.state_dict() if name.startswith("layer4")]
+
+
+def test_a_dilated_last_stage_keeps_the_size_of_c4() -> None:
+    theirs, _ = theirs_and_ours(50, "frozen")
+    ours = ResNetBackbone(depth=50, make_norm=norm_factory("frozen", 1e-5), dilation=2).double().eval()
+    ours.load_state_dict({name: value for name, value in theirs.state_dict().items() if not name.startswith("fc.")})
+    # torchvision's own option leaves the first block's 3x3 convolution as it is; detectron2's DC5 dilates it too.
+    for block in theirs.get_submodule("layer4").children():
+        block.conv2.stride, block.conv2.dilation, block.conv2.padding = (1, 1), (2, 2), (2, 2)
+    theirs.get_submodule("layer4.0.downsample.0").stride = (1, 1)
+    pixels = torch.randn(1, 3, 75, 97, dtype=torch.float64)
+    with torch.no_grad():
+        found, expected = ours(pixels)[-1], list(stages(theirs, pixels))[-1]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert found.shape == (1, 2048, 5, 7)
+    assert ours.strides_px == (4, 8, 16, 16)

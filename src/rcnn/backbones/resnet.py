@@ -13,6 +13,8 @@ from rcnn.backbones.norm import MakeNorm, conv_norm
 # Where a block with stride 2 has it: in its 3x3 convolution ("pytorch") or its first 1x1 ("caffe", MSRA weights).
 StrideStyle = Literal["pytorch", "caffe"]
 Depth = Literal[18, 34, 50, 101]
+# Of the last stage's 3x3 convolutions. 2: the stage keeps the size of C4 instead of halving it (DC5).
+Dilation = Literal[1, 2]
 
 BLOCKS: dict[Depth, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),
@@ -39,11 +41,19 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int, style: StrideStyle, make_norm: MakeNorm) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        style: StrideStyle,
+        make_norm: MakeNorm,
+        dilation: Dilation = 1,
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, dilation, dilation, bias=False)
         self.bn1 = make_norm(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, dilation, dilation, bias=False)
         self.bn2 = make_norm(channels)
         self.downsample = (
             Downsample(in_channels, channels, stride, make_norm) if stride != 1 or in_channels != channels else None
@@ -62,13 +72,21 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int, style: StrideStyle, make_norm: MakeNorm) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        style: StrideStyle,
+        make_norm: MakeNorm,
+        dilation: Dilation = 1,
+    ) -> None:
         super().__init__()
         first, middle = (stride, 1) if style == "caffe" else (1, stride)
         out_channels = channels * self.expansion
         self.conv1 = nn.Conv2d(in_channels, channels, 1, first, bias=False)
         self.bn1 = make_norm(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, middle, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, middle, dilation, dilation, bias=False)
         self.bn2 = make_norm(channels)
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = make_norm(out_channels)
@@ -87,39 +105,69 @@ class Bottleneck(nn.Module):
         return F.relu(out, inplace=True)
 
 
+_WIDTHS = (64, 128, 256, 512)
+
+
+def stage_channels(depth: Depth) -> tuple[int, int, int, int]:
+    """Channels of C2, C3, C4 and C5."""
+    expansion = _block(depth).expansion
+    first, second, third, fourth = (width * expansion for width in _WIDTHS)
+    return first, second, third, fourth
+
+
+def _block(depth: Depth) -> type[BasicBlock] | type[Bottleneck]:
+    return BasicBlock if depth in (18, 34) else Bottleneck
+
+
+def resnet_stage(
+    *, depth: Depth, index: int, style: StrideStyle, make_norm: MakeNorm, dilation: Dilation = 1
+) -> nn.Sequential:
+    """The blocks of stage `index`, 0 (C2) to 3 (C5). All but the first halve the map, unless they are dilated."""
+    block, width = _block(depth), _WIDTHS[index]
+    in_channels = 64 if index == 0 else stage_channels(depth)[index - 1]
+    stride = 1 if index == 0 or dilation > 1 else 2
+    blocks = [block(in_channels, width, stride, style, make_norm, dilation)]
+    out_channels = width * block.expansion
+    blocks += [block(out_channels, width, 1, style, make_norm, dilation) for _ in range(BLOCKS[depth][index] - 1)]
+    return nn.Sequential(*blocks)
+
+
+def initialise_convolutions(module: nn.Module) -> None:
+    """The start of He et al. for layers that no file brings."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
 class ResNetBackbone(AbstractBackbone):
-    """The maps C2, C3, C4, C5 at strides 4, 8, 16, 32.
+    """The maps C2, C3, C4, C5 at strides 4, 8, 16, 32 (C5 at 16 with `dilation` 2).
 
     `frozen_stages` counts from the stem (1) to layer4 (5): that many leading stages are not trained.
     """
 
     def __init__(
-        self, *, depth: Depth, make_norm: MakeNorm, style: StrideStyle = "pytorch", frozen_stages: int = 0
+        self,
+        *,
+        depth: Depth,
+        make_norm: MakeNorm,
+        style: StrideStyle = "pytorch",
+        frozen_stages: int = 0,
+        dilation: Dilation = 1,
     ) -> None:
         super().__init__()
-        block = BasicBlock if depth in (18, 34) else Bottleneck
-        widths = (64, 128, 256, 512)
-        self.channels: tuple[int, ...] = tuple(width * block.expansion for width in widths)
-        self.strides_px: tuple[int, ...] = (4, 8, 16, 32)
+        self.channels: tuple[int, ...] = stage_channels(depth)
+        self.strides_px: tuple[int, ...] = (4, 8, 16, 32 // dilation)
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.bn1 = make_norm(64)
-        in_channels = 64
-        for index, (width, count) in enumerate(zip(widths, BLOCKS[depth], strict=True)):
-            stride = 1 if index == 0 else 2
-            blocks = [block(in_channels, width, stride, style, make_norm)]
-            in_channels = width * block.expansion
-            blocks += [block(in_channels, width, 1, style, make_norm) for _ in range(count - 1)]
-            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+        for index in range(4):
+            of_stage: Dilation = dilation if index == 3 else 1
+            stage = resnet_stage(depth=depth, index=index, style=style, make_norm=make_norm, dilation=of_stage)
+            self.add_module(f"layer{index + 1}", stage)
         self.layer_names = ("layer1", "layer2", "layer3", "layer4")
-        self._initialise()
+        initialise_convolutions(self)
         stages = [[self.conv1, self.bn1], *[[self.get_submodule(name)] for name in self.layer_names]]
         for stage in stages[:frozen_stages]:
             freeze(*stage)
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def keep_maps(self, count: int) -> None:
         for name in self.layer_names[count:]:

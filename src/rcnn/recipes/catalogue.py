@@ -20,6 +20,13 @@ from rcnn.recipes.dense_catalogue import (
     retinanet_resnet50_fpn,
     rpn_resnet50_fpn,
 )
+from rcnn.recipes.detectron2_catalogue import (
+    cascade_rcnn_resnet50_caffe_fpn,
+    faster_rcnn_resnet50_c4,
+    faster_rcnn_resnet50_caffe_fpn,
+    faster_rcnn_resnet50_dc5,
+    retinanet_resnet50_caffe_fpn,
+)
 from rcnn.recipes.heads import (
     RPNSpec,
 )
@@ -309,6 +316,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         retinanet_resnet50_fpn,
         atss_resnet50_fpn,
         gfl_resnet50_fpn,
+        faster_rcnn_resnet50_caffe_fpn,
+        faster_rcnn_resnet50_c4,
+        faster_rcnn_resnet50_dc5,
+        cascade_rcnn_resnet50_caffe_fpn,
+        retinanet_resnet50_caffe_fpn,
         quickstart,
     )
 }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor, nn
 
 from rcnn.backbones.interface import AbstractBackbone
 from rcnn.backbones.mobilenet import MobileNetBackbone
-from rcnn.backbones.norm import NormKind, norm_factory
+from rcnn.backbones.norm import norm_factory
 from rcnn.backbones.pretrained import (
     efficientnet_lite0_file,
     efficientnet_lite0_names,
@@ -21,20 +20,17 @@ from rcnn.backbones.pretrained import (
 from rcnn.backbones.resnet import ResNetBackbone
 from rcnn.backbones.timm import TimmBackbone, imagenet_tensors
 from rcnn.backbones.vgg import VGG16Backbone
-from rcnn.boxes.filtering import DetectionFilter, SoftNMS
+from rcnn.boxes.filtering import DetectionFilter
 from rcnn.detectors.first_stage import ProposalDetector
 from rcnn.detectors.one_stage import OneStageDetector
 from rcnn.detectors.pyramid import AbstractPyramidDetector
 from rcnn.detectors.two_stage import TwoStageDetector
 from rcnn.errors import Problem, SetupError
-from rcnn.matching.sampling import BalancedSampler, EverySampler, HardExampleSampler
 from rcnn.necks.fpn import FPN
 from rcnn.necks.interface import AbstractNeck
 from rcnn.necks.none import SingleMap
-from rcnn.ops.losses import sigmoid_focal_loss
 from rcnn.proposals import AbstractProposalStage, GivenProposals, ProposalFilter, ProposalStage
-from rcnn.recipes.head_models import build_box_loss, build_coder, build_head, build_matcher, build_sampler
-from rcnn.recipes.parts import BoxLossSpec, SamplerSpec
+from rcnn.recipes.head_models import build_head
 from rcnn.recipes.recipe import (
     BackboneSpec,
     DetectorSpec,
@@ -53,33 +49,13 @@ from rcnn.recipes.recipe import (
     TwoStageSpec,
     VGG16Spec,
 )
+from rcnn.recipes.region_models import build_roi, build_soft_nms, optional_norm
 from rcnn.recipes.regions import (
-    BoxHeadSpec,
-    CascadeSpec,
-    CascadeStepSpec,
-    ConvFCSpec,
-    DecodedBoxLossSpec,
-    HardExampleSamplerSpec,
-    PoolingSpec,
-    RegionSpec,
-    RoIAlignSpec,
-    RoISpec,
-    SigmoidSpec,
-    SoftmaxSpec,
-    SoftNMSSpec,
-    TwoFCSpec,
     VGGHeadSpec,
 )
-from rcnn.roi.box_head import BoxPredictor, ConvFCHead, TwoFCHead
-from rcnn.roi.box_loss import BoxLoss, DecodedBoxLoss
-from rcnn.roi.cascade import CascadeStage
-from rcnn.roi.classification import Classification, SigmoidClassification, SoftmaxClassification
-from rcnn.roi.interface import AbstractRoIStage
-from rcnn.roi.pooling import LevelMap, RoIPooling, align, quantised
+from rcnn.roi.res5_head import Res5Head
 from rcnn.roi.stage import RoIStage
 from rcnn.transforms.batching import ImageNormalizer
-
-VGG_FEATURES = 4096
 
 
 def build_detector(spec: DetectorSpec, *, num_classes: int, pretrained: bool = True) -> AbstractPyramidDetector:
@@ -111,7 +87,7 @@ def _build_on(
                 backbone=backbone,
                 neck=neck,
                 proposals=build_first_stage(spec.proposals, neck, divisor_px=spec.image.divisor),
-                roi=build_roi(spec.roi, neck, num_classes),
+                roi=build_roi(spec.roi, neck, num_classes, spec.backbone),
             )
         case OneStageSpec():
             return OneStageDetector(
@@ -148,7 +124,11 @@ def build_backbone(spec: BackboneSpec) -> AbstractBackbone:
         case ResNetSpec():
             make_norm = norm_factory(spec.norm, spec.norm_eps)
             return ResNetBackbone(
-                depth=spec.depth, make_norm=make_norm, style=spec.style, frozen_stages=spec.frozen_stages
+                depth=spec.depth,
+                make_norm=make_norm,
+                style=spec.style,
+                frozen_stages=spec.frozen_stages,
+                dilation=spec.dilation,
             )
         case VGG16Spec():
             return VGG16Backbone(frozen_convs=spec.frozen_convs)
@@ -198,10 +178,13 @@ _VGG_LAYERS = {"fc6": "classifier.0", "fc7": "classifier.3"}
 
 
 def _start_second_stage(detector: TwoStageDetector, spec: TwoStageSpec, classifier: Mapping[str, Tensor]) -> None:
-    if not isinstance(spec.backbone, VGG16Spec) or not isinstance(spec.roi.box_head, VGGHeadSpec):
-        return
     for stage in detector.roi.modules():
-        if isinstance(stage, RoIStage):
+        if not isinstance(stage, RoIStage):
+            continue
+        if isinstance(stage.box_head, Res5Head) and spec.backbone.weights is not None:
+            # The backbone has read its last stage too, which it is about to let go.
+            stage.box_head.layer4.load_state_dict(detector.backbone.get_submodule("layer4").state_dict())
+        elif isinstance(spec.backbone, VGG16Spec) and isinstance(spec.roi.box_head, VGGHeadSpec):
             _start_vgg_head(stage.box_head, classifier)
 
 
@@ -249,13 +232,9 @@ def build_neck(spec: NeckSpec, backbone: AbstractBackbone) -> AbstractNeck:
             extra=spec.extra,
             p7_activation=spec.p7_activation,
             first_map=spec.first_map,
-            make_norm=_optional_norm(spec.norm),
+            make_norm=optional_norm(spec.norm),
         )
     return SingleMap(in_channels=backbone.channels, in_strides_px=backbone.strides_px, index=spec.index)
-
-
-def _optional_norm(kind: NormKind | Literal["none"]) -> Callable[[int], nn.Module] | None:
-    return None if kind == "none" else norm_factory(kind, 1e-5)
 
 
 # --------------------------------------------------------------------------------------------------------------- stages
@@ -287,112 +266,3 @@ def build_proposals(spec: ProposalsSpec, neck: AbstractNeck, *, divisor_px: int)
         train_filter=make_filter(spec.train),
         test_filter=make_filter(spec.test),
     )
-
-
-def build_roi(spec: RoISpec | CascadeSpec, neck: AbstractNeck, num_classes: int) -> AbstractRoIStage:
-    if isinstance(spec, RoISpec):
-        return _build_stage(spec, spec, neck, num_classes)
-    return CascadeStage(
-        stages=[_build_stage(spec, step, neck, num_classes) for step in spec.stages],
-        loss_weights=[step.loss_weight for step in spec.stages],
-        average=spec.average,
-        gradient_share=spec.gradient_share,
-    )
-
-
-def _build_stage(spec: RegionSpec, step: RoISpec | CascadeStepSpec, neck: AbstractNeck, num_classes: int) -> RoIStage:
-    box_head = build_box_head(spec.box_head, neck.channels, spec.pooling.output_size)
-    classification = build_classification(spec.classification)
-    return RoIStage(
-        pooling=build_pooling(spec.pooling),
-        box_head=box_head,
-        predictor=BoxPredictor(
-            in_features=box_head.out_features,
-            num_classes=num_classes,
-            regression=spec.regression,
-            classification=classification,
-        ),
-        num_classes=num_classes,
-        coder=build_coder(step.coder),
-        matcher=build_matcher(step.matcher),
-        sampler=build_region_sampler(step.sampler or spec.sampler),
-        classification=classification,
-        box_loss=build_region_box_loss(spec.box_loss),
-        detection_filter=DetectionFilter(
-            score_threshold=spec.score_threshold,
-            nms_iou=spec.nms_iou,
-            soft_nms=build_soft_nms(spec.soft_nms),
-            max_detections=spec.max_detections,
-            min_side_px=spec.min_side_px,
-        ),
-        fusion=spec.fusion,
-        join_truth=step.join_truth if isinstance(step, CascadeStepSpec) else True,
-    )
-
-
-def build_soft_nms(spec: SoftNMSSpec | None) -> SoftNMS | None:
-    return None if spec is None else SoftNMS(decay=spec.decay, sigma=spec.sigma, min_score=spec.min_score)
-
-
-def build_classification(spec: SoftmaxSpec | SigmoidSpec) -> Classification:
-    if isinstance(spec, SoftmaxSpec):
-        return SoftmaxClassification()
-    if spec.loss == "focal":
-        return SigmoidClassification(element_loss=sigmoid_focal_loss, initial_probability=spec.initial_probability)
-    return SigmoidClassification(initial_probability=spec.initial_probability)
-
-
-def build_region_sampler(
-    spec: SamplerSpec | HardExampleSamplerSpec,
-) -> BalancedSampler | EverySampler | HardExampleSampler:
-    if isinstance(spec, HardExampleSamplerSpec):
-        return HardExampleSampler(total=spec.total, positive_fraction=spec.positive_fraction)
-    return build_sampler(spec)
-
-
-def build_region_box_loss(spec: BoxLossSpec | DecodedBoxLossSpec) -> BoxLoss:
-    if isinstance(spec, DecodedBoxLossSpec):
-        return DecodedBoxLoss(kind=spec.type, weight=spec.weight)
-    return build_box_loss(spec)
-
-
-def build_pooling(spec: PoolingSpec) -> RoIPooling:
-    pool = (
-        align(sampling_ratio=spec.sampling_ratio, aligned=spec.aligned)
-        if isinstance(spec, RoIAlignSpec)
-        else quantised()
-    )
-    level_map = LevelMap(
-        canonical_size_px=spec.level_map.canonical_size_px,
-        canonical_level=spec.level_map.canonical_level,
-        epsilon=spec.level_map.epsilon,
-        epsilon_place=spec.level_map.epsilon_place,
-        count=spec.level_map.count,
-    )
-    return RoIPooling(output_size=spec.output_size, pool=pool, level_map=level_map)
-
-
-def build_box_head(spec: BoxHeadSpec, in_channels: int, pooled_size: int) -> TwoFCHead | ConvFCHead:
-    match spec:
-        case TwoFCSpec():
-            return TwoFCHead(
-                in_channels=in_channels, pooled_size=pooled_size, features=spec.features, dropout=spec.dropout
-            )
-        case ConvFCSpec():
-            return ConvFCHead(
-                in_channels=in_channels,
-                pooled_size=pooled_size,
-                make_norm=_optional_norm(spec.norm),
-                num_convs=spec.num_convs,
-                channels=spec.channels,
-                features=spec.features,
-            )
-        case _:
-            return TwoFCHead(
-                in_channels=in_channels,
-                pooled_size=pooled_size,
-                features=VGG_FEATURES,
-                dropout=spec.dropout,
-                # VGG's own start (torchvision): what the layers have where no ImageNet file brings them.
-                init_std=0.01,
-            )

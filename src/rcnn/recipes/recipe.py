@@ -48,6 +48,8 @@ class ResNetSpec(Spec):
     depth: Literal[18, 34, 50, 101] = 50
     style: Literal["pytorch", "caffe"] = "pytorch"
     """Where a block has its stride: in the 3x3 convolution, or (caffe) in the first 1x1."""
+    dilation: Literal[1, 2] = 1
+    """Of the last stage; 2 (DC5): C5 has the stride of C4, 16."""
     norm: Literal["frozen", "batch", "sync", "fixed_statistics"] = "frozen"
     norm_eps: NotNegativeFloat = 1e-5
     frozen_stages: Stages = 2

@@ -70,7 +70,16 @@ class VGGHeadSpec(Spec):
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
 
 
-BoxHeadSpec = TwoFCSpec | ConvFCSpec | VGGHeadSpec
+class Res5Spec(Spec):
+    """The last stage of the ResNet on each region of C4, then the mean: started from the ImageNet file of the backbone.
+
+    Its depth, style and norm are the backbone's.
+    """
+
+    type: Literal["res5"] = "res5"
+
+
+BoxHeadSpec = TwoFCSpec | ConvFCSpec | VGGHeadSpec | Res5Spec
 
 
 class SoftmaxSpec(Spec):
