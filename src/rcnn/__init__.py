@@ -6,16 +6,20 @@ detections = predictor.predict("picture.jpg")[0]
 recipe = rcnn.recipe("faster_rcnn_resnet18_fpn", "train.epochs=12")
 result = rcnn.train(recipe, run_folder="runs/cells", data="cells")
 evaluation = rcnn.evaluate("runs/cells/checkpoints/best.safetensors", data="cells")
+
+report = rcnn.convert("model_final.pth", "ours.safetensors")
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rcnn.converters.convert import ConversionReport
     from rcnn.engine.accelerator import Device
     from rcnn.predict import Precision, Predictor
     from rcnn.recipes.judging import Evaluation
@@ -72,3 +76,19 @@ def evaluate(
     from rcnn.predict import evaluate_checkpoint
 
     return evaluate_checkpoint(Path(checkpoint), data=str(data), split=split, device=device, precision=precision)
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    system: str = "auto",
+    recipe: str | Path | None = None,
+    classes: str | None = None,
+    overrides: Sequence[str] = (),
+) -> ConversionReport:
+    """Another system's checkpoint as one of ours. See `rcnn.converters.convert.convert_file`."""
+    from rcnn.converters.convert import convert_file
+
+    named = None if recipe is None else str(recipe)
+    return convert_file(Path(source), Path(out), system=system, recipe=named, classes=classes, overrides=overrides)

@@ -66,7 +66,8 @@ def theirs(request: pytest.FixtureRequest) -> nn.Module:
 def converted(theirs: nn.Module, folder: Path) -> Path:
     torch.save({"model": theirs.state_dict()}, folder / "model.pth")
     out = folder / "ours.safetensors"
-    convert_file(folder / "model.pth", out, classes="cat,dog,bird", overrides=OVERRIDES)
+    report = rcnn.convert(folder / "model.pth", out, classes="cat,dog,bird", overrides=OVERRIDES)
+    assert report.system == "torchvision"
     return out
 
 
