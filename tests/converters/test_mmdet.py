@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcnn.converters.mmdet import HeadKind, modern_names, recognise
+from rcnn.converters.mmdet import recognise
+from rcnn.converters.mmdet_structure import HeadKind
+from rcnn.converters.mmdet_versions import modern_names
 from rcnn.errors import CheckpointError
 
 Layout = Callable[[str], dict[str, Tensor]]
@@ -102,7 +104,8 @@ def test_every_key_there_and_back(case: str, layout: Layout) -> None:
     head, two_stage, cascade_stages, some = CASES[case]
     state = layout(case)
     model = recognise(state, norms="trained")
-    assert (model.head, model.two_stage, model.cascade_stages) == (head, two_stage, cascade_stages)
+    prefix = "rpn_head" if two_stage else "bbox_head"
+    assert (model.head, model.head_prefix, model.cascade_stages) == (head, prefix, cascade_stages)
     converted = model.key_map.to_ours(state)
     assert set(converted.names) == set(state)
     assert some.items() <= converted.names.items()
@@ -207,6 +210,6 @@ def test_a_box_head_of_convolutions() -> None:
 def test_keys_that_are_none_of_these(layout: Layout) -> None:
     with pytest.raises(CheckpointError, match=r"bbox_head\.retina_cls\.weight"):
         recognise({"bbox_head.heatmap_head.0.weight": torch.ones(1)}, norms="frozen")
-    state = layout("faster-rcnn_r50_fpn_1x") | {"roi_head.mask_head.convs.0.conv.weight": torch.ones(2, 3)}
-    with pytest.raises(CheckpointError, match=r"roi_head\.mask_head\.convs\.0\.conv\.weight: no rule .* \(2, 3\)"):
+    state = layout("faster-rcnn_r50_fpn_1x") | {"roi_head.track_head.fc.weight": torch.ones(2, 3)}
+    with pytest.raises(CheckpointError, match=r"roi_head\.track_head\.fc\.weight: no rule .* \(2, 3\)"):
         recognise(state, norms="frozen").key_map.to_ours(state)

@@ -15,6 +15,7 @@ class System(enum.StrEnum):
     AUTO = "auto"
     TORCHVISION = "torchvision"
     SIMPLE_FASTER_RCNN = "simple-faster-rcnn"
+    MMDET = "mmdet"
 
 
 class Target(enum.StrEnum):

@@ -15,6 +15,7 @@ from rcnn.atomic_file import refuse_unwritable, write_atomically
 from rcnn.config.text import to_yaml
 from rcnn.converters.interface import AbstractSystem, ForeignFile, Wanted
 from rcnn.converters.key_map import Converted
+from rcnn.converters.mmdet_system import MMDetectionSystem
 from rcnn.converters.reading import read_foreign
 from rcnn.converters.simple_faster_rcnn import SimpleFasterRCNNSystem
 from rcnn.converters.torchvision_system import TorchvisionSystem
@@ -28,7 +29,7 @@ from rcnn.records import ClassTable
 
 def all_systems() -> tuple[AbstractSystem, ...]:
     """Every system that can be read."""
-    return (TorchvisionSystem(), SimpleFasterRCNNSystem())
+    return (TorchvisionSystem(), SimpleFasterRCNNSystem(), MMDetectionSystem())
 
 
 @dataclass(frozen=True, kw_only=True)

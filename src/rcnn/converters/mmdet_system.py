@@ -1,0 +1,161 @@
+"""MMDetection 1 to 3: which of its detectors a file holds, and a detector of ours as a file of version 3."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from rcnn.converters.coco_classes import coco_80_classes, with_coco_ids
+from rcnn.converters.interface import AbstractSystem, ForeignFile, ForeignModel, Wanted
+from rcnn.converters.mmdet import key_map_of
+from rcnn.converters.mmdet_export import export
+from rcnn.converters.mmdet_meta import FileMeta, conventions_of, read_meta, style_inside
+from rcnn.converters.mmdet_recipes import Style, recipe_of, title_of
+from rcnn.converters.mmdet_structure import HeadKind, Structure, read_structure
+from rcnn.converters.mmdet_versions import is_of_version_1, modern_tensors
+from rcnn.errors import CheckpointError, Problem
+from rcnn.recipes.datasets import OBJECT
+from rcnn.recipes.recipe import FirstStageSpec, OneStageSpec, Recipe
+from rcnn.records import ClassTable
+
+# Heads that the keys of a kind stand for. Others have the same keys and score their boxes otherwise.
+_TYPES: dict[HeadKind, tuple[str, ...]] = {
+    "rpn": ("RPNHead",),
+    "retinanet": ("RetinaHead", "FreeAnchorRetinaHead", "PISARetinaHead"),
+    "fcos": ("FCOSHead",),
+    "atss": ("ATSSHead",),
+    "gfl": ("GFLHead", "LDHead"),
+}
+_HEAD_SIGN = r"(rpn_head|bbox_head)\.(rpn_cls|retina_cls|conv_cls|fcos_cls|atss_cls|gfl_cls)\.weight"
+_SECOND_STAGE_SIGN = r"(roi_head\.)?bbox_head\.(\d+\.)?fc_cls\.weight"
+
+
+class MMDetectionSystem(AbstractSystem):
+    """Faster, Fast and Cascade R-CNN, RPN, RetinaNet, FCOS, ATSS and GFL on a ResNet with FPN."""
+
+    name = "mmdet"
+
+    def signs(self, file: ForeignFile) -> str | None:
+        keys = [key.removeprefix("module.") for key in file.tensors]
+        neck = next((key for key in keys if key.startswith("neck.lateral_convs.")), None)
+        head = next((key for key in keys if re.fullmatch(f"{_HEAD_SIGN}|{_SECOND_STAGE_SIGN}", key)), None)
+        if neck or head:
+            return f"it has {' and '.join(key for key in (neck, head) if key)}"
+        meta = file.meta.get("meta")
+        version = meta.get("mmdet_version") if isinstance(meta, Mapping) else None
+        return f"its meta has mmdet_version {version}" if isinstance(version, str) else None
+
+    def recognise(self, file: ForeignFile, wanted: Wanted) -> ForeignModel:
+        meta = read_meta(file)
+        version_1 = is_of_version_1(file.tensors) or (meta.version is not None and meta.version < (2, 0))
+        # A second stage outside roi_head is older than the change of the RPN's classes, too.
+        tensors = modern_tensors(file.tensors, (1, 0) if version_1 else meta.version)
+        if wanted.recipe is None:
+            structure = read_structure(tensors)
+            _refuse_other_types(structure, meta)
+            style, why = _style(file, structure, meta)
+            recipe = recipe_of(structure, conventions_of(meta, style=style, version_1=version_1))
+            name = title_of(structure)
+            assumptions = [*why, *_assumptions(structure, meta, recipe, version_1)]
+        else:
+            recipe, name, assumptions = wanted.recipe, wanted.recipe_name or "the config that was given", []
+        classes, of_classes = _classes(tensors, recipe, meta, wanted.class_names)
+        return ForeignModel(
+            recipe_name=name,
+            recipe=recipe,
+            classes=classes,
+            tensors=tensors,
+            key_map=lambda recipe: key_map_of(tensors, recipe),
+            assumptions=(*assumptions, *of_classes),
+        )
+
+    def export(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, object]:
+        return export(state, recipe)
+
+
+def _refuse_other_types(structure: Structure, meta: FileMeta) -> None:
+    """By the config inside: the keys of PAA are those of ATSS."""
+    if structure.head is None:
+        return
+    given, known = meta.head.get("type"), _TYPES[structure.head.kind]
+    if isinstance(given, str) and given.rpartition(".")[2] not in known:
+        where = "meta, the config inside"
+        raise CheckpointError(Problem(where=where, given=f"the head {given}", allowed=", ".join(known)))
+
+
+def _style(file: ForeignFile, structure: Structure, meta: FileMeta) -> tuple[Style, list[str]]:
+    """The style of the backbone, which decides the channels and means of pictures, and what was assumed for it."""
+    inside = style_inside(meta)
+    if inside is not None:
+        return inside, []
+    head = structure.head
+    one_stage_fcos = structure.regions is None and head is not None and head.kind == "fcos" and head.norm == "group"
+    if "caffe" in file.path.name.lower():
+        return "caffe", ["a backbone of the style caffe (BGR, strides in the 1x1 convolutions), by the file's name"]
+    if one_stage_fcos:
+        return "caffe", [
+            "a backbone of the style caffe (BGR, strides in the 1x1 convolutions), as MMDetection trains FCOS with "
+            "group norm; for the other: detector.backbone.style=pytorch and detector.image, or --config CONFIG"
+        ]
+    return "pytorch", [
+        "a backbone of the style pytorch (RGB, ImageNet's mean and deviation, strides in the 3x3 convolutions), which "
+        "the keys cannot tell from caffe's; --config CONFIG says it"
+    ]
+
+
+def _assumptions(structure: Structure, meta: FileMeta, recipe: Recipe, version_1: bool) -> Iterator[str]:
+    image, head = recipe.detector.image, structure.head
+    has_config = bool(meta.model)
+    inside = "of the config inside, style and pixels alone were read" if has_config else "there is no config inside"
+    yield (
+        f"pictures of up to {image.max_long_side} x {image.short_side}, thresholds and schedule of MMDetection's own "
+        f"1x config ({inside}); --config CONFIG takes those of yours"
+    )
+    if head is not None and head.kind == "fcos" and not has_config:
+        yield "FCOS without norm_on_bbox and centerness_on_reg, which its keys do not show"
+    if isinstance(recipe.detector, OneStageSpec) and head is not None and head.num_classes == 1:
+        yield "a one-stage detector of one class; a first stage alone has the same keys: --recipe fcos_rpn_resnet50_fpn"
+    if head is not None and head.softmax and meta.version is None and not version_1:
+        yield "the RPN's background is the second of two outputs, as since version 2.5 (the file has no version)"
+    if version_1:
+        yield (
+            "MMDetection 1, where a box ends at its last pixel: anchors and regions are shifted so that boxes end as "
+            "they do in versions 2 and 3"
+            + (" (not FCOS's, ATSS's or GFL's own, which end up to a pixel early)" if _has_points(structure) else "")
+        )
+
+
+def _has_points(structure: Structure) -> bool:
+    return structure.head is not None and structure.head.kind in ("fcos", "atss", "gfl")
+
+
+def _classes(
+    tensors: Mapping[str, Tensor], recipe: Recipe, meta: FileMeta, wanted: tuple[str, ...] | None
+) -> tuple[ClassTable, list[str]]:
+    """The class table and what was assumed for it. A first stage alone knows objects only."""
+    if isinstance(recipe.detector, FirstStageSpec):
+        return OBJECT, []
+    structure = read_structure(tensors)
+    part = structure.regions or structure.head
+    assert part is not None
+    count = part.num_classes
+    names = wanted or meta.class_names
+    if names is None and count == 80:
+        return coco_80_classes(), ["COCO's 80 classes, since the file has no names"]
+    if names is None or len(names) != count:
+        said = f"{len(names)} {'given' if wanted else 'in the file'}" if names else "no names in the file"
+        raise CheckpointError(
+            Problem(
+                where="the classes",
+                given=f"{count} outputs, {said}",
+                allowed=f"{count} names, in the order of the labels",
+                remedy="give them with --classes NAME,NAME,... or --classes FILE",
+            )
+        )
+    spaced = with_coco_ids([name.replace("_", " ") for name in names])
+    if spaced == coco_80_classes():
+        changed = spaced.names != names
+        return spaced, ["blanks in class names, where version 1 has underscores"] if changed else []
+    return ClassTable(names=names), []
