@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rcnn.converters.key_map import KeyMap
+from rcnn.converters.key_map import Converted, KeyMap
 from rcnn.errors import CheckpointError, Problem
 from rcnn.recipes.recipe import Recipe
 from rcnn.records import ClassTable
@@ -21,12 +21,15 @@ class ForeignFile:
     """A file of another system, read without running anything in it.
 
     `tensors` are named and laid out as in the file, on the CPU. `meta` holds the plain values (texts, numbers, lists,
-    mappings) beside them: MMDetection's `meta`, detectron2's `__author__` and `matching_heuristics`.
+    mappings) beside them, by their names at the top of the file: MMDetection's `meta`, detectron2's `__author__` and
+    `matching_heuristics`; `_metadata` has what torch notes of each module (its version). `notes` are what was done to
+    the names, a sentence each.
     """
 
     path: Path
     tensors: Mapping[str, Tensor]
     meta: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,18 @@ class ForeignModel:
     assumptions: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class ForeignBackbone:
+    """A backbone's weights alone, converted to what `detector.backbone.weights` takes.
+
+    `settings` are what a recipe with these weights has: the pixels and strides that they were trained with.
+    """
+
+    title: str
+    converted: Converted
+    settings: tuple[str, ...] = ()
+
+
 class AbstractSystem(ABC):
     """A system whose checkpoints are read here, and written where the structure allows."""
 
@@ -68,6 +83,10 @@ class AbstractSystem(ABC):
     @abstractmethod
     def recognise(self, file: ForeignFile, wanted: Wanted) -> ForeignModel:
         """What the file holds. Raises `CheckpointError` where it is no detector that can be built here."""
+
+    def recognise_backbone(self, file: ForeignFile) -> ForeignBackbone | None:
+        """Weights that a backbone starts from, where the file holds these alone; None where it is a detector's."""
+        return None
 
     def export(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, object]:
         """A state dict of ours as the object that this system loads. Raises `CheckpointError` where it cannot be."""

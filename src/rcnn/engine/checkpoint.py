@@ -19,6 +19,8 @@ from rcnn.records import ClassTable
 StateDict = Mapping[str, Tensor]
 
 CONVERT = "where it is another system's file, convert it: rcnn convert FILE --from SYSTEM -o OUT.safetensors"
+# Names, shapes and places of 2000 tensors are 200 kilobytes; a text of gigabytes would be ten times that in memory.
+_LONGEST_HEADER = 16 << 20
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -90,13 +92,13 @@ def weights_to_bytes(state_dict: StateDict, meta: CheckpointMeta) -> bytes:
 
 def read_meta(path: Path) -> CheckpointMeta:
     """What a checkpoint says about itself, from its header alone; raises CheckpointError."""
-    header = _read_header(path)
+    header = read_header(path)
     strings = header.get("__metadata__", {})
     if strings.get("system") != "rcnn":
         raise _unusable(path, "a safetensors file that was not written by rcnn", CONVERT)
     try:
         return CheckpointMeta.from_strings(strings)
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         given = f"its description of itself is malformed ({type(error).__name__}: {error})"
         raise _unusable(path, given, "take another copy of the file") from error
 
@@ -112,24 +114,33 @@ def read_weights(path: Path) -> Checkpoint:
     return Checkpoint(state_dict=state_dict, meta=meta)
 
 
-def _read_header(path: Path) -> dict[str, dict]:
-    """The header of a safetensors file (8 bytes of length, then JSON), after a look at what else the file may be."""
+def read_header(path: Path) -> dict[str, dict]:
+    """The header of a safetensors file (8 bytes of length, then JSON), after a look at what else the file may be.
+
+    `__metadata__`, where it is there, maps texts to texts. Raises CheckpointError.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
             length = int.from_bytes(start, "little")
-            text = file.read(length) if length <= size else file.read(64)
+            text = file.read(length if length <= min(size, _LONGEST_HEADER) else 64)
     except OSError as error:
         raise _unusable(path, f"cannot be read: {error.strerror}", _what_else_is_there(path)) from error
     _refuse_other_formats(path, start + text[:64])
     if size < 8 + length:
         raise _unusable(path, f"truncated: {size} bytes, its header alone has {8 + length}", "copy the file again")
+    if length > _LONGEST_HEADER:
+        given = f"a header of {length} bytes, at most {_LONGEST_HEADER} are read"
+        raise _unusable(path, given, "take another copy of the file")
     try:
         header = json.loads(text)
+        strings = header.get("__metadata__", {})
+        if not all(isinstance(text, str) for text in (*strings.keys(), *strings.values())):
+            raise TypeError("metadata that are no texts")
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise _unusable(path, "damaged: its header cannot be read", "take another copy of the file") from error
     if size != expected:
         given = f"{'truncated' if size < expected else 'damaged'}: {size} bytes where its header states {expected}"
