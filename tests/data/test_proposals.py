@@ -112,6 +112,23 @@ def test_reading_one_picture_and_a_range(path: Path) -> None:
     file.verify(pictures_at_once=2)
 
 
+def test_what_is_read_of_a_larger_file(tmp_path: Path) -> None:
+    """Ten pictures; of pieces of two, three are five pictures' worth: the first, the last and the one between."""
+    path = tmp_path / "ten"
+    names = [f"{number}.jpg" for number in range(10)]
+    with write_proposals(path, table_of(names), origin=ORIGIN) as writer:
+        for _ in names:
+            writer.add(THIRD)
+    ProposalFile(path).verify(most_pictures=5, pictures_at_once=2)
+    spoil_scores = bytearray(path.read_bytes())
+    spoil_scores[-20 * len(names) :] = b"\xff" * 20 * len(names)
+    path.write_bytes(spoil_scores)
+    with pytest.raises(DataError) as caught:
+        ProposalFile(path).verify(most_pictures=5, pictures_at_once=2)
+    named = [problem.where.rpartition(" ")[2] for problem in caught.value.problems]
+    assert named == ["0.jpg", "1.jpg", "4.jpg", "5.jpg", "8.jpg", "9.jpg"]
+
+
 def test_boxes_without_scores(tmp_path: Path) -> None:
     path = write(tmp_path / "boxes", scored=False)
     assert safetensors.numpy.load_file(path)["proposals"].shape == (4, 4)

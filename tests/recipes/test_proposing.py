@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from rcnn.config.edit import edit
 from rcnn.engine.accelerator import build_accelerator
 from rcnn.engine.checkpoint import load_into
 from rcnn.engine.evaluate import predict_all
-from rcnn.errors import DataError
+from rcnn.errors import DataError, RecipeError
 from rcnn.recipes.checkpoints import read_detector
 from rcnn.recipes.datasets import read_evaluation
 from rcnn.recipes.loaders import build_loader_for_evaluation
@@ -66,7 +68,41 @@ def test_fast_rcnn_trains_and_is_evaluated_on_files(tiny, dumped, tmp_path) -> N
     assert again.coco["AP50"] == result.evaluation.coco["AP50"]
 
 
+def test_files_that_are_missing_are_named_together(tiny, tmp_path) -> None:
+    recipe = edit(rcnn.recipe("quickstart"), {"detector.proposals": {"type": "given"}})
+    with pytest.raises(RecipeError) as caught:
+        rcnn.train(recipe, run_folder=tmp_path / "run", data=tiny.data, device="cpu")
+    assert [problem.where for problem in caught.value.problems] == ["data.train_proposals", "data.eval_proposals"]
+
+
+def test_where_nothing_is_evaluated_no_proposals_are_asked_for_it(tiny, dumped, tmp_path) -> None:
+    shutil.copytree(tiny.data, tmp_path / "data")
+    (tmp_path / "data/annotations/instances_val.json").unlink()
+    recipe = edit(fast_recipe(tiny, dumped), {"data.eval_proposals": None, "train.max_steps": 1})
+    with pytest.raises(RecipeError, match=r"data\.eval_proposals: null"):  # for the pictures that are held out
+        rcnn.train(recipe, run_folder=tmp_path / "run", data=tmp_path / "data", device="cpu")
+    recipe = edit(recipe, {"data.holdout": 0})
+    result = rcnn.train(recipe, run_folder=tmp_path / "run", data=tmp_path / "data", device="cpu")
+    assert result.evaluation is None
+
+
+def test_a_damaged_file_is_found_before_the_training_begins(tiny, dumped, tmp_path) -> None:
+    """Its last number, a score, became 7."""
+    content = bytearray((dumped / "train").read_bytes())
+    content[-4:] = np.float32(7).tobytes()
+    (tmp_path / "spoiled").write_bytes(content)
+    recipe = fast_recipe(tiny, dumped, **{"data.train_proposals": str(tmp_path / "spoiled")})
+    with pytest.raises(DataError) as caught:
+        rcnn.train(recipe, run_folder=tmp_path / "run", data=tiny.data, device="cpu")
+    (problem,) = caught.value.problems
+    assert problem.where.startswith(f"{tmp_path}/spoiled, picture ")
+    assert problem.given == "1 scores are not from 0 to 1, the first 7"
+    assert problem.remedy == "make it anew: rcnn proposals dump CHECKPOINT --data DIR"
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_file_for_other_pictures_ends_the_training_before_it_begins(tiny, dumped, tmp_path) -> None:
     recipe = fast_recipe(tiny, dumped, **{"data.train_proposals": str(dumped / "val")})
     with pytest.raises(DataError, match="12 of the 12 pictures of the data are not in it"):
         rcnn.train(recipe, run_folder=tmp_path / "run", data=tiny.data, device="cpu")
+    assert not (tmp_path / "run").exists()

@@ -11,9 +11,9 @@ import rcnn
 from rcnn.engine.checkpoint import read_meta
 from rcnn.engine.progress import SilentProgress
 from rcnn.engine.run_folder import RunFolder
-from rcnn.errors import CheckpointError, DataError, RecipeError
+from rcnn.errors import CheckpointError, RecipeError
 from rcnn.evaluation.recall import proposal_recall
-from rcnn.recipes.proposing import dump_proposals, evaluate_proposals
+from rcnn.recipes.proposing import evaluate_proposals
 from rcnn.recipes.training import TrainResult, resume
 from rcnn.recipes.training import train as run_training
 
@@ -90,22 +90,6 @@ def test_a_cascade_on_another_head_with_fused_scores(train, tmp_path: Path) -> N
     expected = {"loss/rpn_peak", "loss/rpn_off_peak", "loss/rpn_box"}
     expected |= {f"loss/roi{stage}_{term}" for stage in (1, 2, 3) for term in ("classification", "box")}
     assert expected <= set(rows[0])
-
-
-def test_fast_rcnn_trains_and_is_judged_on_files(tiny, train, tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        dump_proposals(tiny.checkpoint, tmp_path / f"{split}.safetensors", data=str(tiny.data), split=split)
-    given = ("detector.proposals={type: given}", f"data.train_proposals={tmp_path / 'train.safetensors'}")
-    judged = f"data.eval_proposals={tmp_path / 'val.safetensors'}"
-    result = train(*given, judged)
-    rows = list(RunFolder(tmp_path / "run").rows())
-    terms = {name for name in rows[0] if name.startswith("loss/")}
-    assert terms == {"loss/roi_classification", "loss/roi_box"}
-    assert result.evaluation is not None
-    with pytest.raises(RecipeError, match=r"data\.eval_proposals"):
-        train(*given, run="without")
-    with pytest.raises(DataError, match=r"val\.safetensors"):
-        train(given[0], f"data.train_proposals={tmp_path / 'val.safetensors'}", judged, run="others")
 
 
 def test_proposals_for_a_detector_that_makes_its_own_are_refused(train, tmp_path: Path) -> None:

@@ -197,10 +197,11 @@ class ProposalFile:
             raise DataError(problems)
         return [_stored(piece) for piece in pieces]
 
-    def verify(self, *, pictures_at_once: int = 256) -> None:
-        """Reads all of it; raises `DataError` that names every picture with a box or score that cannot be."""
+    def verify(self, *, most_pictures: int | None = None, pictures_at_once: int = 256) -> None:
+        """Reads all of it, or of a larger file `most_pictures` in pieces from its beginning to its end; raises
+        `DataError` that names every picture with a box or score that cannot be."""
         problems: list[Problem] = []
-        for first in range(0, len(self), pictures_at_once):
+        for first in _spread(len(self), most_pictures, pictures_at_once):
             try:
                 self.read(first, min(first + pictures_at_once, len(self)))
             except DataError as error:
@@ -383,6 +384,13 @@ def _starts(counts: np.ndarray) -> np.ndarray:
     starts = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=starts[1:])
     return starts
+
+
+def _spread(count: int, most: int | None, step: int) -> list[int]:
+    """Where pieces of `step` begin: all of them, or so many that they hold `most`, evenly apart with both ends."""
+    if most is None or count <= most:
+        return list(range(0, count, step))
+    return np.unique(np.linspace(0, count - step, -(-most // step), dtype=np.int64)).tolist()
 
 
 def _rises(starts: np.ndarray, last: int) -> bool:

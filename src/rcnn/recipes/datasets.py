@@ -70,6 +70,11 @@ def read_splits(data: DataSpec, *, seed: int) -> Splits:
     return Splits(train=train, evaluation=evaluation, notes=tuple(notes))
 
 
+def has_evaluation(data: DataSpec) -> bool:
+    """Whether a training finds pictures to be judged by; annotations are not read. Raises `DataError`, `RecipeError`."""
+    return data.holdout > 0 or _evaluation_split(find_layout(data_path(data)), data) is not None
+
+
 def data_path(data: DataSpec) -> str:
     if data.path is None:
         raise RecipeError(

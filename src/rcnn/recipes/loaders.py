@@ -7,9 +7,13 @@ from pathlib import Path
 from rcnn.data.loading import BatchLoader, build_eval_loader, build_train_loader
 from rcnn.data.proposals import TableProposals, open_proposals
 from rcnn.data.table import AnnotationTable
-from rcnn.errors import Problem, RecipeError
+from rcnn.errors import DataError, Problem, RecipeError
+from rcnn.recipes.datasets import has_evaluation
 from rcnn.recipes.recipe import GivenProposalsSpec, ImageSpec, Recipe, TwoStageSpec
 from rcnn.transforms.geometry import EvalTransform, HorizontalFlip, Resize, TrainTransform
+
+# Pictures of a file of proposals that are read before a training begins: a second or two.
+_VERIFIED = 20_000
 
 
 def per_process(recipe: Recipe, num_processes: int) -> int:
@@ -75,7 +79,8 @@ def build_loader_for_evaluation(
 
 
 def refuse_misplaced_proposals(recipe: Recipe) -> None:
-    """Raises `RecipeError` where files of proposals are missing, or have no taker."""
+    """Raises `RecipeError` where files of proposals are missing, or have no taker. The one for evaluation is asked for
+    where there is something to evaluate on."""
     detector = recipe.detector
     wanted = isinstance(detector, TwoStageSpec) and isinstance(detector.proposals, GivenProposalsSpec)
     allowed, remedy = "null: this detector makes its own proposals", "detector.proposals.type=given for a Fast R-CNN"
@@ -86,10 +91,24 @@ def refuse_misplaced_proposals(recipe: Recipe) -> None:
     problems = [
         Problem(where=f"data.{field}", given=path or "null", allowed=allowed, remedy=remedy)
         for field, path in given.items()
-        if wanted != (path is not None)
+        if wanted != (path is not None) and (path or field == "train_proposals" or has_evaluation(recipe.data))
     ]
     if problems:
         raise RecipeError(problems)
+
+
+def refuse_unfit_proposals(recipe: Recipe, *, train: AnnotationTable, evaluation: AnnotationTable | None) -> None:
+    """Raises `DataError` with what is wrong with the files of proposals: other pictures, boxes that cannot be."""
+    problems: list[Problem] = []
+    for path, table in ((recipe.data.train_proposals, train), (recipe.data.eval_proposals, evaluation)):
+        try:
+            proposals = None if table is None else _given_proposals(path, table)
+            if proposals is not None:
+                proposals.file.verify(most_pictures=_VERIFIED)
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
 
 
 def _given_proposals(path: str | None, table: AnnotationTable) -> TableProposals | None:

@@ -38,6 +38,7 @@ from rcnn.recipes.loaders import (
     build_loader_for_training,
     per_process,
     refuse_misplaced_proposals,
+    refuse_unfit_proposals,
 )
 from rcnn.recipes.models import build_detector
 from rcnn.recipes.recipe import AdamSpec, FirstStageSpec, MultiStepSpec, OptimizerSpec, Recipe, SGDSpec, TrainSpec
@@ -156,6 +157,7 @@ def _prepare(recipe: Recipe, device: Device, progress: AbstractProgress | None) 
     _refuse_recall_of_detections(recipe)
     refuse_misplaced_proposals(recipe)
     splits = read_splits(recipe.data, seed=recipe.train.seed)
+    refuse_unfit_proposals(recipe, train=splits.train, evaluation=splits.evaluation)
     if isinstance(recipe.detector, FirstStageSpec):
         evaluation = None if splits.evaluation is None else without_classes(splits.evaluation)
         splits = replace(splits, train=without_classes(splits.train), evaluation=evaluation)
