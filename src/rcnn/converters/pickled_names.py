@@ -62,7 +62,7 @@ _MODULES_OF_PYTHON_2 = frozenset({"__builtin__", "commands", "copy_reg", "os2", 
 _DATA_MODULES = frozenset({"datetime", "decimal", "enum", "fractions", "ipaddress", "pathlib", "uuid", "zoneinfo"})
 _DATA_CLASSES = frozenset(
     {
-        *(f"builtins.{name}" for name in ("bool", "bytes", "complex", "float", "int", "object", "str")),
+        *(f"builtins.{name}" for name in ("bool", "complex", "float", "int", "object", "str")),
         *(f"builtins.{name}" for name in ("range", "slice")),
         "collections.UserDict",
         "functools.partial",
@@ -119,7 +119,7 @@ def _size(budget: Budget, arguments: Arguments) -> tuple[object, ...]:
 
 
 def _bytes(budget: Budget, arguments: Arguments) -> bytes:
-    """A `bytearray`, from bytes or from Python 2's text; of a number it would be as long as that says."""
+    """`bytes` or a `bytearray`, from bytes or from Python 2's text; of a number it would be as long as that says."""
     content = arguments[0] if arguments else b""
     if not isinstance(content, str | bytes | bytearray):
         raise ValueError("bytes made of what are none")
@@ -225,6 +225,7 @@ _KNOWN: dict[str, Call] = {
     "builtins.dict": _mapping,
     **dict.fromkeys(("builtins.list", "builtins.tuple", "builtins.set", "builtins.frozenset"), _listed),
     "builtins.bytearray": _bytes,
+    "builtins.bytes": _bytes,
     "builtins.getattr": _attribute,
     "_codecs.encode": _encoded,
     "copyreg._reconstructor": _object,

@@ -5,30 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 DEEPEST = 50
-MOST = 2_000_000
 _LARGEST_NUMBER = 1 << 63
 _DROPPED = object()
 """Stands for a value that is none of these: a tensor, an object of a class that is not read."""
 
 
-def plain_values(values: Mapping[object, object]) -> dict[str, object]:
+def plain_values(values: Mapping[object, object], *, most: int) -> dict[str, object]:
     """The values that are plain, within lists and mappings too; a list that holds another is left out whole.
 
-    Raises ValueError where they are nested deeper than `DEEPEST`, or unfold into more than `MOST`: in a pickle a list
+    Raises ValueError where they are nested deeper than `DEEPEST`, or unfold into more than `most`: in a pickle a list
     may hold another many times, or itself.
     """
-    found = _Plain().of(values, 0)
+    found = _Plain(most).of(values, 0)
     return {key: value for key, value in found.items() if isinstance(key, str)} if isinstance(found, dict) else {}
 
 
 class _Plain:
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, left: int) -> None:
+        self.left = left
 
     def of(self, value: object, depth: int) -> object:
-        self.count += 1
-        if self.count > MOST:
-            raise ValueError(f"they unfold into more than {MOST} values")
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("they unfold into far more than the file holds")
         if depth > DEEPEST:
             raise ValueError(f"nested more than {DEEPEST} deep")
         if isinstance(value, str):

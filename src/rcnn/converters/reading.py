@@ -42,6 +42,7 @@ _LONGEST_NAME = 500
 _COPIES = 4
 """How many times the size of the file its tensors may have: those that share their elements, or repeat them."""
 _SLACK = 1 << 20
+_SHARED = 50_000
 
 _Lazy = PickledTensor | PickledArray
 _ReadStorage = Callable[[PickledStorage], Tensor]
@@ -126,7 +127,9 @@ def _foreign(source: Path, value: object, read_storage: _ReadStorage) -> Foreign
         given = f"tensors of {total} bytes in a file of {size}"
         raise CheckpointError(Problem(where=str(source), given=given, remedy="take another copy of the file"))
     try:
-        meta = plain_values({**{name: entry for name, entry in state.items() if name not in lazy}, **beside})
+        among = {name: entry for name, entry in state.items() if name not in lazy}
+        # A value takes a byte at least, but for those that are there several times.
+        meta = plain_values({**among, **beside}, most=size + _SHARED)
     except ValueError as error:
         raise CheckpointError(Problem(where=str(source), given=f"values beside the weights: {error}")) from error
     return _without_prefixes(ForeignFile(path=source, tensors=_tensors(source, lazy, read_storage), meta=meta))

@@ -202,7 +202,7 @@ def _places(source: BoundedReader, keys: object, found: dict[str, PickledStorage
 
 def _read_at(file: BinaryIO, places: dict[str, int], storage: PickledStorage) -> Tensor:
     if storage.key not in places:
-        raise ValueError("a tensor whose elements are missing")
+        raise ValueError("its elements are missing")
     file.seek(places[storage.key])
     buffer = torch.empty(_storage_bytes(storage), dtype=torch.uint8)
     _fill(file, buffer)
