@@ -25,6 +25,9 @@ _TORCHVISION_WEIGHTS = {
     "resnet34": torchvision.models.ResNet34_Weights.IMAGENET1K_V1,
     "resnet50": torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
     "resnet101": torchvision.models.ResNet101_Weights.IMAGENET1K_V1,
+    "resnext50_32x4d": torchvision.models.ResNeXt50_32X4D_Weights.IMAGENET1K_V1,
+    "resnext101_32x8d": torchvision.models.ResNeXt101_32X8D_Weights.IMAGENET1K_V1,
+    "resnext101_64x4d": torchvision.models.ResNeXt101_64X4D_Weights.IMAGENET1K_V1,
     "vgg16": torchvision.models.VGG16_Weights.IMAGENET1K_V1,
     "mobilenet_v2": torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1,
     "mobilenet_v3_large": torchvision.models.MobileNet_V3_Large_Weights.IMAGENET1K_V1,
@@ -35,6 +38,15 @@ _DOWNLOAD_SECONDS = 10
 
 def imagenet_file(architecture: str) -> Path:
     """torchvision's ImageNet file of the architecture, from torch's hub folder or downloaded into it."""
+    if architecture not in _TORCHVISION_WEIGHTS:
+        raise CheckpointError(
+            Problem(
+                where="detector.backbone.weights",
+                given=f"imagenet, of {architecture}",
+                allowed=", ".join(_TORCHVISION_WEIGHTS),
+                remedy="give a file: detector.backbone.weights=FILE (null starts from random numbers)",
+            )
+        )
     url = _TORCHVISION_WEIGHTS[architecture].url
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not target.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
@@ -22,6 +23,21 @@ BLOCKS: dict[Depth, tuple[int, int, int, int]] = {
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cardinality:
+    """ResNeXt (Xie et al., 2016): the 3x3 convolution of a bottleneck in groups, each `group_width` wide in C2."""
+
+    groups: int = 1
+    group_width: int = 64
+
+    def width(self, channels: int) -> int:
+        """Of the bottleneck, where a ResNet has `channels`."""
+        return channels * self.group_width // 64 * self.groups
+
+
+PLAIN = Cardinality()
 
 
 class Downsample(nn.Sequential):
@@ -49,6 +65,7 @@ class BasicBlock(nn.Module):
         style: StrideStyle,
         make_norm: MakeNorm,
         dilation: Dilation = 1,
+        cardinality: Cardinality = PLAIN,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, dilation, dilation, bias=False)
@@ -80,15 +97,17 @@ class Bottleneck(nn.Module):
         style: StrideStyle,
         make_norm: MakeNorm,
         dilation: Dilation = 1,
+        cardinality: Cardinality = PLAIN,
     ) -> None:
         super().__init__()
         first, middle = (stride, 1) if style == "caffe" else (1, stride)
         out_channels = channels * self.expansion
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, first, bias=False)
-        self.bn1 = make_norm(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, middle, dilation, dilation, bias=False)
-        self.bn2 = make_norm(channels)
-        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        width, groups = cardinality.width(channels), cardinality.groups
+        self.conv1 = nn.Conv2d(in_channels, width, 1, first, bias=False)
+        self.bn1 = make_norm(width)
+        self.conv2 = nn.Conv2d(width, width, 3, middle, dilation, dilation, groups, bias=False)
+        self.bn2 = make_norm(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = make_norm(out_channels)
         self.downsample = (
             Downsample(in_channels, out_channels, stride, make_norm)
@@ -120,15 +139,22 @@ def _block(depth: Depth) -> type[BasicBlock] | type[Bottleneck]:
 
 
 def resnet_stage(
-    *, depth: Depth, index: int, style: StrideStyle, make_norm: MakeNorm, dilation: Dilation = 1
+    *,
+    depth: Depth,
+    index: int,
+    style: StrideStyle,
+    make_norm: MakeNorm,
+    dilation: Dilation = 1,
+    cardinality: Cardinality = PLAIN,
 ) -> nn.Sequential:
     """The blocks of stage `index`, 0 (C2) to 3 (C5). All but the first halve the map, unless they are dilated."""
     block, width = _block(depth), _WIDTHS[index]
     in_channels = 64 if index == 0 else stage_channels(depth)[index - 1]
     stride = 1 if index == 0 or dilation > 1 else 2
-    blocks = [block(in_channels, width, stride, style, make_norm, dilation)]
+    blocks = [block(in_channels, width, stride, style, make_norm, dilation, cardinality)]
     out_channels = width * block.expansion
-    blocks += [block(out_channels, width, 1, style, make_norm, dilation) for _ in range(BLOCKS[depth][index] - 1)]
+    rest = BLOCKS[depth][index] - 1
+    blocks += [block(out_channels, width, 1, style, make_norm, dilation, cardinality) for _ in range(rest)]
     return nn.Sequential(*blocks)
 
 
@@ -152,6 +178,7 @@ class ResNetBackbone(AbstractBackbone):
         make_norm: MakeNorm,
         style: StrideStyle = "pytorch",
         frozen_stages: int = 0,
+        cardinality: Cardinality = PLAIN,
         dilation: Dilation = 1,
     ) -> None:
         super().__init__()
@@ -161,7 +188,14 @@ class ResNetBackbone(AbstractBackbone):
         self.bn1 = make_norm(64)
         for index in range(4):
             of_stage: Dilation = dilation if index == 3 else 1
-            stage = resnet_stage(depth=depth, index=index, style=style, make_norm=make_norm, dilation=of_stage)
+            stage = resnet_stage(
+                depth=depth,
+                index=index,
+                style=style,
+                make_norm=make_norm,
+                dilation=of_stage,
+                cardinality=cardinality,
+            )
             self.add_module(f"layer{index + 1}", stage)
         self.layer_names = ("layer1", "layer2", "layer3", "layer4")
         initialise_convolutions(self)

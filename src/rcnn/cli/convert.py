@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from rcnn.cli.options import AllowUnmappedOption
+
 
 class System(enum.StrEnum):
     """Where a file comes from."""
@@ -40,6 +42,7 @@ def command(
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="PATH=VALUE", help="Changes to the recipe.")] = None,
     keys: Annotated[bool, typer.Option("--keys", help="Print what became of every key.")] = False,
+    allow_unmapped: AllowUnmappedOption = False,
 ) -> None:
     """Turn another system's checkpoint into one of ours, its classes and preprocessing inside, or back with --to.
 
@@ -49,7 +52,15 @@ def command(
     from rcnn.errors import Problem, SetupError
 
     if target is None:
-        report = convert_file(file, out, system=system.value, recipe=recipe, classes=classes, overrides=overrides or ())
+        report = convert_file(
+            file,
+            out,
+            system=system.value,
+            recipe=recipe,
+            classes=classes,
+            overrides=overrides or (),
+            allow_unmapped=allow_unmapped,
+        )
         lines = report.lines(keys)
     elif system is not System.AUTO or recipe or classes or overrides or keys:
         given = "--to beside --from, --recipe, --config, --classes, --keys or a setting"

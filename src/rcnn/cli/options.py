@@ -28,6 +28,9 @@ class Precision(enum.StrEnum):
 CheckpointArgument = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint of ours (.safetensors).")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="Where to compute.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="bf16 is faster, and moves boxes a little.")]
+AllowUnmappedOption = Annotated[
+    bool, typer.Option("--allow-unmapped", help="Take a .py config of MMDetection without what has no counterpart.")
+]
 OverridesArgument = Annotated[
     list[str] | None, typer.Argument(metavar="PATH=VALUE", help="Changes, for example train.epochs=12.")
 ]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from rcnn.cli.options import AllowUnmappedOption
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, help="List, show, compare and check recipes.")
 
@@ -41,12 +44,13 @@ def show(
     everything: Annotated[
         bool, typer.Option("--all", help="Say of defaults too that they are, and what each setting means.")
     ] = False,
+    allow_unmapped: AllowUnmappedOption = False,
 ) -> None:
     """Print a recipe as it will be used. Behind everything that is not a default stands who gave it."""
     from rcnn.config.text import descriptions, flatten, to_yaml
     from rcnn.recipes.resolve import resolve_recipe
 
-    resolved = resolve_recipe(source, overrides or ())
+    resolved = resolve_recipe(source, overrides or (), allow_unmapped=allow_unmapped)
     if origins:
         values = flatten(resolved.spec)
         for path, origin in resolved.changes.items():
@@ -77,11 +81,15 @@ def diff(
 
 
 @app.command()
-def check(source: Source, overrides: Overrides = None) -> None:
-    """Say ok, or all that is wrong (exit 1)."""
+def check(source: Source, overrides: Overrides = None, allow_unmapped: AllowUnmappedOption = False) -> None:
+    """Say ok, or all that is wrong (exit 1). Of a config of MMDetection, say what did not become part of the recipe."""
+    from rcnn.recipes.mmdetection.config import read_mmdetection_config
     from rcnn.recipes.resolve import resolve_recipe
 
-    changes = len(resolve_recipe(source, overrides or ()).changes)
+    changes = len(resolve_recipe(source, overrides or (), allow_unmapped=allow_unmapped).changes)
+    if source.endswith(".py"):
+        for line in read_mmdetection_config(Path(source), allow_unmapped=allow_unmapped).lines():
+            typer.echo(line)
     typer.echo(f"ok: {source} is a recipe ({changes} settings differ from the defaults)")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rcnn.cli.options import Device, DeviceOption, OverridesArgument
+from rcnn.cli.options import AllowUnmappedOption, Device, DeviceOption, OverridesArgument
 from rcnn.cli.processes import is_first_process, leave_group
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def command(
     ] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
     device: DeviceOption = Device.AUTO,
+    allow_unmapped: AllowUnmappedOption = False,
 ) -> None:
     """Train a recipe on a folder of annotated pictures. Ctrl-C saves first; `rcnn train --resume RUN` goes on."""
     texts = [text for text in (recipe, *(overrides or ())) if text is not None]
@@ -35,13 +36,21 @@ def command(
         _refuse_beside_resume(texts, {"--data": data, "--out": run, "--init-from": init_from})
         result = _go_on(resume, texts, device)
     else:
-        result = _begin(texts, data, run, init_from, device)
+        result = _begin(texts, data, run, init_from, device, allow_unmapped=allow_unmapped)
     if is_first_process():
         _show(result)
     leave_group(together=True)
 
 
-def _begin(texts: list[str], data: str | None, run: Path | None, init_from: Path | None, device: Device) -> TrainResult:
+def _begin(
+    texts: list[str],
+    data: str | None,
+    run: Path | None,
+    init_from: Path | None,
+    device: Device,
+    *,
+    allow_unmapped: bool,
+) -> TrainResult:
     from rich.console import Console
 
     from rcnn.engine.progress import progress_for
@@ -55,7 +64,7 @@ def _begin(texts: list[str], data: str | None, run: Path | None, init_from: Path
         raise RecipeError(Problem(where="rcnn train", given=given, remedy=remedy))
     name, *overrides = texts
     return train(
-        resolve_recipe(name, overrides).spec,
+        resolve_recipe(name, overrides, allow_unmapped=allow_unmapped).spec,
         run_folder=run or Path("runs") / Path(name).stem,
         if_taken="number" if run is None else "refuse",
         data=data,

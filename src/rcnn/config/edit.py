@@ -52,12 +52,14 @@ def resolve(
     named: Mapping[str, Callable[[], S]],
     overrides: Sequence[str] = (),
     hints: Mapping[str, str] | None = None,
+    python: Callable[[Path], S] | None = None,
 ) -> Resolved[S]:
     """The recipe that a name, a file or a spec means, after the `path=value` texts of the command line.
 
-    `hints` says what a key of another system is called here. Errors: `RecipeError` with every mistake.
+    `hints` says what a key of another system is called here, `python` reads the config of one in a `.py`
+    file as data. Errors: `RecipeError` with every mistake.
     """
-    chain = _Chain(spec_type=spec_type, named=named)
+    chain = _Chain(spec_type=spec_type, named=named, python=python)
     chain.add(source, Path())
     root = chain.root
     if root is None:
@@ -143,6 +145,7 @@ class _Chain(Generic[S]):
 
     spec_type: type[S]
     named: Mapping[str, Callable[[], S]]
+    python: Callable[[Path], S] | None = None
     root: Branch | None = None
     root_name: str = ""
     patches: list[_Patch] = field(default_factory=list)
@@ -163,7 +166,7 @@ class _Chain(Generic[S]):
         else:
             names = list(self.named)
             given = f'there is no recipe "{source}"'
-            allowed = "a .yaml file or one of " + ", ".join(names)
+            allowed = f"a .yaml{' or .py' if self.python else ''} file or one of " + ", ".join(names)
             self._report(where or str(source), given, allowed, nearest(source, names))
 
     def _add_whole(self, branch: Branch, name: str, where: str) -> None:
@@ -187,6 +190,9 @@ class _Chain(Generic[S]):
         if str(identity) in self.done:
             return
         self.done.add(str(identity))
+        if path.suffix == ".py" and self.python is not None:
+            self._add_python(self.python, path, where)
+            return
         if path.suffix == ".py":
             self._report(where or str(path), f'"{path.name}" is Python, which is never executed', "a .yaml file")
             return
@@ -196,6 +202,12 @@ class _Chain(Generic[S]):
         except RecipeError as error:
             self.problems += error.problems
         self.open_files.pop()
+
+    def _add_python(self, read: Callable[[Path], S], path: Path, where: str) -> None:
+        try:
+            self._add_whole(branch_of(read(path), str(path)), str(path), where)
+        except RecipeError as error:
+            self.problems += error.problems
 
     def _add_data(self, data: Any, path: Path) -> None:
         fields = list(fields_of(self.spec_type))

@@ -79,6 +79,7 @@ def convert_file(
     recipe: str | None = None,
     classes: str | None = None,
     overrides: Sequence[str] = (),
+    allow_unmapped: bool = False,
 ) -> ConversionReport:
     """Read another system's file without running anything in it, convert it, check that it builds, and write ours.
 
@@ -88,7 +89,7 @@ def convert_file(
     refuse_unwritable([out])
     file = read_foreign(source)
     chosen, why = _choose_system(file, system)
-    named = None if recipe is None else resolve_recipe(recipe).spec
+    named = None if recipe is None else resolve_recipe(recipe, allow_unmapped=allow_unmapped).spec
     wanted = Wanted(recipe_name=recipe, recipe=named, class_names=_read_names(classes))
     try:
         model = chosen.recognise(file, wanted)

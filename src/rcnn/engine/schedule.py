@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 Schedule = Callable[[int], float]
 
 
-def warm_up(step: int, *, steps: int, start_factor: float) -> float:
-    """A straight line from `start_factor` at step 0 to 1 at step `steps`, and 1 from there on."""
+# The way from the first factor to 1: a straight line, or the first factor until the last step of the warm-up.
+WarmUpShape = Literal["linear", "constant"]
+
+
+def warm_up(step: int, *, steps: int, start_factor: float, shape: WarmUpShape = "linear") -> float:
+    """From `start_factor` at step 0 to 1 at step `steps`, and 1 from there on."""
     if step >= steps:
         return 1.0
+    if shape == "constant":
+        return start_factor
     return start_factor + (1.0 - start_factor) * step / steps
 
 
@@ -30,25 +37,35 @@ def cosine(step: int, *, total_steps: int, end_factor: float = 0.0) -> float:
 
 
 def multi_step_schedule(
-    *, milestones: Sequence[int], gamma: float = 0.1, warm_up_steps: int = 0, warm_up_factor: float = 0.001
+    *,
+    milestones: Sequence[int],
+    gamma: float = 0.1,
+    warm_up_steps: int = 0,
+    warm_up_factor: float = 0.001,
+    warm_up_shape: WarmUpShape = "linear",
 ) -> Schedule:
     """Warm-up times multi-step, as torchvision, MMDetection and detectron2 multiply them."""
 
     def factor(step: int) -> float:
-        rise = warm_up(step, steps=warm_up_steps, start_factor=warm_up_factor)
+        rise = warm_up(step, steps=warm_up_steps, start_factor=warm_up_factor, shape=warm_up_shape)
         return rise * multi_step(step, milestones=milestones, gamma=gamma)
 
     return factor
 
 
 def cosine_schedule(
-    *, total_steps: int, end_factor: float = 0.0, warm_up_steps: int = 0, warm_up_factor: float = 0.001
+    *,
+    total_steps: int,
+    end_factor: float = 0.0,
+    warm_up_steps: int = 0,
+    warm_up_factor: float = 0.001,
+    warm_up_shape: WarmUpShape = "linear",
 ) -> Schedule:
     """Warm-up, then a cosine over the steps that are left after it."""
 
     def factor(step: int) -> float:
         if step < warm_up_steps:
-            return warm_up(step, steps=warm_up_steps, start_factor=warm_up_factor)
+            return warm_up(step, steps=warm_up_steps, start_factor=warm_up_factor, shape=warm_up_shape)
         return cosine(step - warm_up_steps, total_steps=total_steps - warm_up_steps, end_factor=end_factor)
 
     return factor

@@ -9,8 +9,9 @@ from rcnn.data.proposals import TableProposals, open_proposals
 from rcnn.data.table import AnnotationTable
 from rcnn.errors import DataError, Problem, RecipeError
 from rcnn.recipes.datasets import has_evaluation
-from rcnn.recipes.recipe import GivenProposalsSpec, ImageSpec, Recipe, TwoStageSpec
+from rcnn.recipes.recipe import DataSpec, GivenProposalsSpec, ImageSpec, Recipe, TwoStageSpec
 from rcnn.transforms.geometry import EvalTransform, HorizontalFlip, Resize, TrainTransform
+from rcnn.transforms.jitter import LargeScaleJitter
 
 # Pictures of a file of proposals that are read before a training begins: a second or two.
 _VERIFIED = 20_000
@@ -41,11 +42,38 @@ def build_resize(image: ImageSpec, short_sides: tuple[int, ...] | None = None) -
     )
 
 
+def build_train_resize(image: ImageSpec, data: DataSpec) -> Resize | LargeScaleJitter:
+    """Raises `RecipeError` where sides and jitter are both given."""
+    if data.jitter is None:
+        sides = data.short_sides
+        if sides is not None and data.short_side_draw == "between":
+            sides = tuple(range(min(sides), max(sides) + 1))
+        return build_resize(image, sides)
+    if data.short_sides is not None:
+        raise RecipeError(
+            Problem(
+                where="data.short_sides",
+                given=f"{data.short_sides} beside data.jitter",
+                allowed="one of the two",
+                remedy="data.short_sides=null or data.jitter=null",
+            )
+        )
+    return LargeScaleJitter(
+        short_side=data.jitter.short_side,
+        max_long_side=data.jitter.max_long_side,
+        factors=data.jitter.factors,
+        crop_px=data.jitter.crop_px,
+        rounding=image.rounding,
+        kernel=image.kernel,
+    )
+
+
 def build_loader_for_training(
     table: AnnotationTable, recipe: Recipe, *, rank: int = 0, num_processes: int = 1, pin_memory: bool = False
 ) -> BatchLoader:
-    image, data = recipe.detector.image, recipe.data
-    transform = TrainTransform(flip=HorizontalFlip(probability=data.flip), resize=build_resize(image, data.short_sides))
+    data = recipe.data
+    image = recipe.detector.image.model_copy(update={"divisor": data.train_divisor or recipe.detector.image.divisor})
+    transform = TrainTransform(flip=HorizontalFlip(probability=data.flip), resize=build_train_resize(image, data))
     return build_train_loader(
         table,
         transform,

@@ -17,7 +17,7 @@ from rcnn.backbones.pretrained import (
     load_backbone,
     read_tensors,
 )
-from rcnn.backbones.resnet import ResNetBackbone
+from rcnn.backbones.resnet import Cardinality, ResNetBackbone
 from rcnn.backbones.timm import TimmBackbone, imagenet_tensors
 from rcnn.backbones.vgg import VGG16Backbone
 from rcnn.boxes.filtering import DetectionFilter
@@ -25,7 +25,7 @@ from rcnn.detectors.first_stage import ProposalDetector
 from rcnn.detectors.one_stage import OneStageDetector
 from rcnn.detectors.pyramid import AbstractPyramidDetector
 from rcnn.detectors.two_stage import TwoStageDetector
-from rcnn.errors import Problem, SetupError
+from rcnn.errors import CheckpointError, Problem, SetupError
 from rcnn.necks.fpn import FPN
 from rcnn.necks.interface import AbstractNeck
 from rcnn.necks.none import SingleMap
@@ -128,6 +128,7 @@ def build_backbone(spec: BackboneSpec) -> AbstractBackbone:
                 make_norm=make_norm,
                 style=spec.style,
                 frozen_stages=spec.frozen_stages,
+                cardinality=Cardinality(groups=spec.groups, group_width=spec.group_width),
                 dilation=spec.dilation,
             )
         case VGG16Spec():
@@ -160,11 +161,21 @@ def load_imagenet(backbone: AbstractBackbone, spec: BackboneSpec) -> dict[str, T
 
 def _weights_file(spec: BackboneSpec) -> Path:
     assert spec.weights is not None
+    if "://" in spec.weights:
+        raise CheckpointError(
+            Problem(
+                where="detector.backbone.weights",
+                given=spec.weights,
+                allowed="imagenet, a file, or null",
+                remedy="fetch the file and name it: detector.backbone.weights=FILE; null starts from random numbers",
+            )
+        )
     if spec.weights != "imagenet":
         return Path(spec.weights).expanduser()
     match spec:
         case ResNetSpec():
-            return imagenet_file(f"resnet{spec.depth}")
+            grouped = f"resnext{spec.depth}_{spec.groups}x{spec.group_width}d"
+            return imagenet_file(f"resnet{spec.depth}" if spec.groups == 1 else grouped)
         case VGG16Spec():
             return imagenet_file("vgg16")
         case MobileNetSpec():

@@ -48,6 +48,10 @@ class ResNetSpec(Spec):
     depth: Literal[18, 34, 50, 101] = 50
     style: Literal["pytorch", "caffe"] = "pytorch"
     """Where a block has its stride: in the 3x3 convolution, or (caffe) in the first 1x1."""
+    groups: Positive = 1
+    """Of the 3x3 convolution of a bottleneck; more than one: a ResNeXt."""
+    group_width: Positive = 64
+    """Channels of each group in C2 (ResNeXt-101 64x4d: 64 groups, 4 wide)."""
     dilation: Literal[1, 2] = 1
     """Of the last stage; 2 (DC5): C5 has the stride of C4, 16."""
     norm: Literal["frozen", "batch", "sync", "fixed_statistics"] = "frozen"
@@ -200,6 +204,18 @@ DetectorSpec = TwoStageSpec | OneStageSpec | FirstStageSpec
 # ------------------------------------------------------------------------------------------------- data and training
 
 
+class JitterSpec(Spec):
+    """Large-scale jitter: a picture is resized by a random factor, and a random part of it is kept."""
+
+    short_side: Positive = 1024
+    """At factor 1, as detector.image has it."""
+    max_long_side: Positive = 1024
+    factors: tuple[PositiveFloat, PositiveFloat] = (0.1, 2.0)
+    """The smallest and the largest."""
+    crop_px: Positive | None = 1024
+    """The largest side of what is kept; null: all is."""
+
+
 class DataSpec(Spec):
     path: str | None = None
     """The folder of annotated pictures; `--data` sets it."""
@@ -215,6 +231,12 @@ class DataSpec(Spec):
     """Probability of a horizontal flip in training."""
     short_sides: Annotated[tuple[int, ...], MinLen(1)] | None = None
     """One is drawn for each picture in training; null: detector.image.short_side."""
+    short_side_draw: Literal["listed", "between"] = "listed"
+    """Whether one of short_sides is drawn, or any whole number from the smallest to the largest."""
+    jitter: JitterSpec | None = None
+    """Instead of short_sides."""
+    train_divisor: Positive | None = None
+    """Batches of training are padded to a multiple of it; null: detector.image.divisor."""
     aspect_ratio_groups: NotNegative = 3
     """Pictures of like shape share a batch, 2k + 1 groups; 0: any with any."""
     train_proposals: str | None = None
@@ -276,10 +298,14 @@ class CosineSpec(Spec):
 class WarmUpSpec(Spec):
     steps: Positive = 1000
     factor: Share = 0.001
-    """Of the learning rate at the first step; it grows linearly from there."""
+    """Of the learning rate at the first step."""
+    shape: Literal["linear", "constant"] = "linear"
+    """How the rate gets from there to its full height: step by step, or at once after the last one."""
 
 
 class TrainSpec(Spec):
+    init_from: str | None = None
+    """A checkpoint that the whole detector starts from instead of ImageNet weights; --init-from sets it."""
     epochs: Positive = 26
     max_steps: Positive | None = None
     """End after so many optimizer steps, whatever the epochs."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rcnn.config.edit import Resolved, resolve
 from rcnn.recipes.catalogue import RECIPES
+from rcnn.recipes.mmdetection.config import read_mmdetection_config
 from rcnn.recipes.recipe import Recipe
 
 # What the keys of MMDetection's configs are called here, its old names (`nms_thr`, `max_num`, ...) included.
@@ -28,9 +29,19 @@ MMDETECTION_KEYS = {
 }
 
 
-def resolve_recipe(source: str | Path | Recipe, overrides: Sequence[str] = ()) -> Resolved[Recipe]:
+def resolve_recipe(
+    source: str | Path | Recipe, overrides: Sequence[str] = (), *, allow_unmapped: bool = False
+) -> Resolved[Recipe]:
     """The recipe that a name, a file or a recipe means, after the `path=value` texts of the command line.
 
+    A `.py` file is a config of MMDetection, read as data; `allow_unmapped` takes it without what has no counterpart.
     Errors: `RecipeError` with every mistake.
     """
-    return resolve(source, spec_type=Recipe, named=RECIPES, overrides=overrides, hints=MMDETECTION_KEYS)
+    return resolve(
+        source,
+        spec_type=Recipe,
+        named=RECIPES,
+        overrides=overrides,
+        hints=MMDETECTION_KEYS,
+        python=lambda path: read_mmdetection_config(path, allow_unmapped=allow_unmapped).recipe,
+    )

@@ -79,12 +79,14 @@ def train(
     """Train a recipe on its data and leave everything in `run_folder`.
 
     Where that holds a run already it is refused, or numbered (NAME-2, NAME-3, ...). `data` sets the recipe's
-    `data.path`. `init_from` starts from a checkpoint of ours, not from ImageNet weights: tensors that depend on the
+    `data.path`, `init_from` its `train.init_from`: a checkpoint of ours to start from. Tensors that depend on the
     classes are taken if the classes are the same, and left random otherwise, which is said.
     Errors: `RecipeError`, `DataError`, `ImageError`, `SetupError`, `CheckpointError`, `DownloadError`, `RunError`;
     `Interrupted` after SIGINT or SIGTERM, with everything saved.
     """
     recipe = edit(recipe, {"data.path": data}) if data is not None else recipe
+    recipe = edit(recipe, {"train.init_from": str(init_from)}) if init_from is not None else recipe
+    init_from = Path(recipe.train.init_from).expanduser() if recipe.train.init_from is not None else None
     prepared = _prepare(recipe, device, progress)
     seed_everything(recipe.train.seed)
     num_classes = len(prepared.splits.train.classes)
@@ -319,16 +321,19 @@ def build_schedule(spec: TrainSpec, steps_per_epoch: int) -> Schedule:
     total = min(spec.epochs * steps_per_epoch, spec.max_steps or spec.epochs * steps_per_epoch)
     warm_up_steps = spec.warm_up.steps if spec.warm_up else 0
     warm_up_factor = spec.warm_up.factor if spec.warm_up else 1.0
+    warm_up_shape = spec.warm_up.shape if spec.warm_up else "linear"
     if isinstance(spec.schedule, MultiStepSpec):
         return multi_step_schedule(
             milestones=[round(share * total) for share in spec.schedule.milestones],
             gamma=spec.schedule.gamma,
             warm_up_steps=warm_up_steps,
             warm_up_factor=warm_up_factor,
+            warm_up_shape=warm_up_shape,
         )
     return cosine_schedule(
         total_steps=total,
         end_factor=spec.schedule.final_factor,
         warm_up_steps=warm_up_steps,
         warm_up_factor=warm_up_factor,
+        warm_up_shape=warm_up_shape,
     )

@@ -183,7 +183,7 @@ class TrainTransform:
     """What a picture goes through in training, in order: flip, then resize."""
 
     flip: HorizontalFlip
-    resize: Resize
+    resize: Callable[[Tensor, Target, torch.Generator], tuple[Tensor, Target]]
 
     def __call__(self, image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
         image, target = self.flip(image, target, generator)

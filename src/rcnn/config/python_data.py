@@ -1,0 +1,538 @@
+"""Python text as data: the values that the assignments of a config file give, worked out from its syntax tree.
+
+Nothing is executed: only what is listed here has a meaning, everything else is refused with its line.
+
+    literals            None, truth values, numbers, texts, f-strings of those, lists, tuples, {...} with texts as keys,
+                        [... for name in list]
+    calls               dict(...), list(...), tuple(...), with * and **
+    names               those assigned above in the file, and `_base_`
+    access              x.key, x['key'], x[0], x[1:], also as the target of an assignment
+    arithmetic          + - * / // % ** of numbers, + of texts and lists, * of a list and a number
+    templates           {{ _base_.key }}, {{ fileDirname }}, {{ fileBasename }}, {{ fileBasenameNoExtension }},
+                        {{ fileExtname }}, also within texts
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rcnn.errors import Problem
+
+BASE = "_base_"
+# A config has some thousand values; these bounds keep a hostile one from exhausting time or memory.
+MAX_BYTES = 1_000_000
+MAX_NESTING = 100
+MAX_WORK = 1_000_000
+_MAX_INT = 2**63
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a value was written: a file and a line, counted from 1."""
+
+    file: Path
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class Section(dict[str, Any]):
+    """A mapping that knows where each of its values was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: dict[str, Place] = {}
+
+    def put(self, key: str, value: Any, place: Place) -> None:
+        self[key] = value
+        self.places[key] = place
+
+    def copy(self) -> Section:
+        other = Section()
+        other.update(self)
+        other.places = dict(self.places)
+        return other
+
+
+class Items(list[Any]):
+    """A list or tuple that knows where each of its values was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[Place] = []
+
+    def add(self, value: Any, place: Place) -> None:
+        self.append(value)
+        self.places.append(place)
+
+
+class Budget:
+    """How many values may still be made while a config and its bases are read."""
+
+    def __init__(self) -> None:
+        self.left = MAX_WORK
+
+    def spend(self, count: int) -> bool:
+        self.left -= count
+        return self.left >= 0
+
+
+class _Unreadable:
+    """Stands for a value that was refused already, so that what is made of it is not reported again."""
+
+
+_UNREADABLE = _Unreadable()
+
+
+class _Refused(Exception):
+    def __init__(self, node: ast.AST | None = None, given: str = "", allowed: str = "", remedy: str = "") -> None:
+        self.line = getattr(node, "lineno", 0)
+        self.given, self.allowed, self.remedy = given, allowed, remedy
+
+
+def parse(text: str, file: Path) -> ast.Module | Problem:
+    """The syntax tree of a file's text, or what is wrong with it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that Python will refuse one day
+            return ast.parse(text)
+    except SyntaxError as error:
+        given = f"this is not Python ({error.msg})"
+        return Problem(where=f"{file}:{error.lineno or 1}", given=given)
+    except (ValueError, RecursionError, MemoryError) as error:
+        return Problem(where=str(file), given=f"this cannot be read as Python ({error or type(error).__name__})")
+
+
+# --------------------------------------------------------------------------------------------------------- statements
+
+_REFUSED_STATEMENTS: dict[type[ast.stmt], str] = {
+    ast.Import: "an import",
+    ast.ImportFrom: "an import",
+    ast.FunctionDef: "a function",
+    ast.AsyncFunctionDef: "a function",
+    ast.ClassDef: "a class",
+    ast.For: "a loop",
+    ast.AsyncFor: "a loop",
+    ast.While: "a loop",
+    ast.If: "a condition",
+    ast.With: "a with block",
+    ast.Try: "a try block",
+    ast.Delete: "a deletion",
+    ast.Assert: "an assertion",
+    ast.Raise: "a raise",
+}
+_ALLOWED_STATEMENTS = (
+    "assignments of literals, dict(...), file-level names and _base_ references: a config is data here"
+)
+_ENVIRONMENT = re.compile(r"\{\{\s*\$")
+_TEMPLATE = re.compile(r"\{\{\s*([\w.]+)\s*\}\}")
+
+
+@dataclass(kw_only=True)
+class FileReader:
+    """Works out the assignments of one file. `base` is what `_base_` means in it; problems are collected."""
+
+    file: Path
+    budget: Budget
+    base: Section | None = None
+    names: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, Place] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def read(self, tree: ast.Module) -> Section:
+        """All names of the file but `_base_`, and but those that were refused."""
+        for statement in tree.body:
+            if base_of(statement) is None:
+                self._try(lambda statement=statement: self._statement(statement), statement)
+        section = Section()
+        for name, value in self.names.items():
+            if value is not _UNREADABLE:
+                section.put(name, value, self.places[name])
+        return section
+
+    def expression(self, node: ast.expr) -> Any:
+        """The value of one expression; None where it is refused, which is then among the problems."""
+        found: list[Any] = []
+        self._try(lambda: found.append(self._value(node, 0)), node)
+        return found[0] if found else None
+
+    def _try(self, work: Callable[[], None], node: ast.stmt | ast.expr) -> None:
+        try:
+            work()
+        except _Refused as refused:
+            if refused.given:
+                where = f"{self.file}:{refused.line or node.lineno}"
+                problem = Problem(where=where, given=refused.given, allowed=refused.allowed, remedy=refused.remedy)
+                self.problems.append(problem)
+            for name in _names_assigned(node):
+                self.names[name] = _UNREADABLE
+
+    def _statement(self, statement: ast.stmt) -> None:
+        match statement:
+            case ast.Assign(targets=targets, value=value):
+                found = self._value(value, 0)
+                for target in targets:
+                    self._assign(target, found)
+            case ast.AnnAssign(target=target, value=ast.expr() as value):
+                self._assign(target, self._value(value, 0))
+            case ast.AugAssign(target=ast.Name() as target, op=op, value=value):
+                node = ast.copy_location(ast.BinOp(left=_loaded(target), op=op, right=value), statement)
+                self._assign(target, self._value(node, 0))
+            case ast.Expr(value=ast.Constant()) | ast.Pass():
+                return  # a docstring
+            case _:
+                kind = _REFUSED_STATEMENTS.get(type(statement), f"a statement ({type(statement).__name__})")
+                remedy = ""
+                if isinstance(statement, ast.Import | ast.ImportFrom | ast.With):
+                    remedy = "of a config that imports its bases, take the one with _base_ = [...] (in configs/)"
+                raise _Refused(statement, f"{kind}, which is never executed", _ALLOWED_STATEMENTS, remedy)
+
+    def _assign(self, target: ast.expr, value: Any) -> None:
+        place = self._place(target)
+        match target:
+            case ast.Name(id=name):
+                if name == BASE:
+                    raise _Refused(target, "_base_ is assigned in a chain", "_base_ = 'file.py', or a list of files")
+                self.names[name] = value
+                self.places[name] = place
+            case ast.Attribute(value=holder, attr=key):
+                self._put(target, self._value(holder, 0), key, value)
+            case ast.Subscript(value=holder, slice=index):
+                self._put(target, self._value(holder, 0), self._value(index, 0), value)
+            case ast.Tuple(elts=targets) | ast.List(elts=targets):
+                if not isinstance(value, Items) or len(value) != len(targets):
+                    raise _Refused(target, f"{len(targets)} names for a value of another length")
+                for each, item in zip(targets, value, strict=True):
+                    self._assign(each, item)
+            case _:
+                raise _Refused(target, f"an assignment to {type(target).__name__}", _ALLOWED_STATEMENTS)
+
+    def _put(self, target: ast.expr, holder: Any, key: Any, value: Any) -> None:
+        if isinstance(holder, Section) and isinstance(key, str):
+            holder.put(key, value, self._place(target))
+        elif isinstance(holder, Items) and type(key) is int and -len(holder) <= key < len(holder):
+            holder[key], holder.places[key] = value, self._place(target)
+        else:
+            raise _Refused(target, f"there is no place {key!r} to assign to", "a key of a dict, an index of a list")
+
+    def _place(self, node: ast.AST) -> Place:
+        return Place(file=self.file, line=getattr(node, "lineno", 1))
+
+    # ------------------------------------------------------------------------------------------------- expressions
+
+    def _value(self, node: ast.expr, depth: int) -> Any:
+        if depth > MAX_NESTING:
+            raise _Refused(node, f"nested deeper than {MAX_NESTING}")
+        self._spend(node, 1)
+        deeper = depth + 1
+        match node:
+            case ast.Constant(value=value):
+                return self._constant(node, value)
+            case ast.Name(id=name):
+                return self._named(node, name)
+            case ast.List(elts=elements) | ast.Tuple(elts=elements):
+                return self._items(elements, deeper)
+            case ast.Dict():
+                return self._mapping(node, deeper)
+            case ast.Call():
+                return self._call(node, deeper)
+            case ast.Attribute(value=holder, attr=key):
+                return self._key(node, self._value(holder, deeper), key)
+            case ast.Subscript(value=holder, slice=ast.Slice() as part):
+                return self._part(node, self._value(holder, deeper), part, deeper)
+            case ast.Subscript(value=holder, slice=index):
+                return self._at(node, self._value(holder, deeper), self._value(index, deeper))
+            case ast.UnaryOp(op=ast.USub() | ast.UAdd() as op, operand=operand):
+                value = self._number(operand, self._value(operand, deeper))
+                return -value if isinstance(op, ast.USub) else value
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                return not self._value(operand, deeper)
+            case ast.BinOp(left=left, op=op, right=right):
+                return self._arithmetic(node, self._value(left, deeper), op, self._value(right, deeper))
+            case ast.JoinedStr(values=parts):
+                return "".join(self._text_part(part, deeper) for part in parts)
+            case ast.ListComp(
+                elt=element, generators=[ast.comprehension(target=ast.Name(id=name), iter=source, ifs=[])]
+            ):
+                return self._for_each(node, element, name, self._value(source, deeper), deeper)
+            case ast.Set(elts=[ast.Set(elts=[inner])]):
+                if isinstance(inner, ast.Name) and inner.id in _predefined(self.file):
+                    return _predefined(self.file)[inner.id]
+                return self._value(inner, deeper)
+        given = f"{_words(node)}, which is never executed"
+        raise _Refused(node, given, "literals, dict(...), names of this file, _base_ references and arithmetic")
+
+    def _spend(self, node: ast.AST, count: int) -> None:
+        if not self.budget.spend(count):
+            raise _Refused(node, f"the config makes more than {MAX_WORK:,} values", "a config of ordinary size")
+
+    def _constant(self, node: ast.expr, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._filled(node, value)
+        if value is None or isinstance(value, bool | float):
+            return value
+        if type(value) is int:
+            return self._bounded(node, value)
+        raise _Refused(node, f"a literal of type {type(value).__name__}", "null, truth values, numbers and texts")
+
+    def _bounded(self, node: ast.AST, value: float) -> float:
+        if isinstance(value, int) and abs(value) >= _MAX_INT:
+            raise _Refused(node, "a number of more than 63 bits")
+        return value
+
+    def _filled(self, node: ast.expr, text: str) -> Any:
+        """A text with its templates {{ ... }} put in; the value itself where the text is nothing else."""
+        if "{{" not in text:
+            return text
+        if _ENVIRONMENT.search(text):
+            raise _Refused(node, "a variable of the environment", "the value itself")
+        whole = _TEMPLATE.fullmatch(text.strip())
+        if whole and whole[1].startswith(f"{BASE}."):
+            return self._template(node, whole[1])
+        return _TEMPLATE.sub(lambda match: str(self._template(node, match[1])), text)
+
+    def _template(self, node: ast.expr, path: str) -> Any:
+        predefined = _predefined(self.file)
+        if path in predefined:
+            return predefined[path]
+        first, *keys = path.split(".")
+        value = self._named(node, first)
+        for key in keys:
+            value = self._key(node, value, key)
+        return value
+
+    def _named(self, node: ast.expr, name: str) -> Any:
+        if name == BASE:
+            if self.base is None:
+                raise _Refused(node, "_base_ is used, but the file has none")
+            return self.base
+        if name not in self.names:
+            raise _Refused(node, f'the name "{name}" is not assigned above', "names that the file assigns, and _base_")
+        value = self.names[name]
+        if value is _UNREADABLE:
+            raise _Refused
+        return value
+
+    def _items(self, elements: list[ast.expr], depth: int) -> Items:
+        items = Items()
+        for element in elements:
+            if isinstance(element, ast.Starred):
+                self._extend(element, items, self._value(element.value, depth))
+            else:
+                items.add(self._value(element, depth), self._place(element))
+        return items
+
+    def _extend(self, node: ast.expr, items: Items, more: Any) -> None:
+        if not isinstance(more, Items):
+            raise _Refused(node, f"* of {_kind(more)}", "* of a list")
+        self._spend(node, len(more))
+        items.extend(more)
+        items.places.extend(more.places)
+
+    def _for_each(self, node: ast.expr, element: ast.expr, name: str, source: Any, depth: int) -> Items:
+        """`[element for name in source]`."""
+        if not isinstance(source, Items):
+            raise _Refused(node, f"a loop over {_kind(source)}", "a loop over a list")
+        items = Items()
+        outside = dict(self.names)
+        for item in source:
+            self.names = {**outside, name: item}
+            self._spend(node, len(outside) + 1)
+            items.add(self._value(element, depth), self._place(element))
+        self.names = outside
+        return items
+
+    def _mapping(self, node: ast.Dict, depth: int) -> Section:
+        section = Section()
+        for key_node, value_node in zip(node.keys, node.values, strict=True):
+            if key_node is None:
+                self._merge_in(value_node, section, self._value(value_node, depth))
+                continue
+            key = self._value(key_node, depth)
+            if not isinstance(key, str | int):
+                raise _Refused(key_node, f"the key {_kind(key)}", "a text as key")
+            section.put(str(key), self._value(value_node, depth), self._place(key_node))
+        return section
+
+    def _merge_in(self, node: ast.expr, section: Section, more: Any) -> None:
+        if not isinstance(more, Section):
+            raise _Refused(node, f"** of {_kind(more)}", "** of a dict")
+        self._spend(node, len(more))
+        section.update(more)
+        section.places.update(more.places)
+
+    def _call(self, node: ast.Call, depth: int) -> Any:
+        name = node.func.id if isinstance(node.func, ast.Name) else None
+        if name == "dict" and len(node.args) <= 1:
+            section = Section()
+            for argument in node.args:
+                self._merge_in(argument, section, self._value(argument, depth))
+            for keyword in node.keywords:
+                value = self._value(keyword.value, depth)
+                if keyword.arg is None:
+                    self._merge_in(keyword.value, section, value)
+                else:
+                    section.put(keyword.arg, value, self._place(keyword))
+            return section
+        if name in {"list", "tuple"} and len(node.args) <= 1 and not node.keywords:
+            items = Items()
+            for argument in node.args:
+                self._extend(argument, items, self._value(argument, depth))
+            return items
+        called = _shortened(ast.unparse(node.func)) if depth < MAX_NESTING // 2 else "something"
+        raise _Refused(node, f"a call of {called}, which is never executed", "dict(...), list(...), tuple(...)")
+
+    def _key(self, node: ast.expr, holder: Any, key: str) -> Any:
+        if isinstance(holder, Section) and key in holder:
+            return holder[key]
+        given = f'there is no "{_shortened(key)}"' if isinstance(holder, Section) else f'"{key}" of {_kind(holder)}'
+        allowed = f"one of {_shortened(', '.join(holder))}" if isinstance(holder, Section) else "a key of a dict"
+        raise _Refused(node, given, allowed)
+
+    def _at(self, node: ast.expr, holder: Any, index: Any) -> Any:
+        if isinstance(holder, Section) and isinstance(index, str):
+            return self._key(node, holder, index)
+        if isinstance(holder, Items | str) and type(index) is int and -len(holder) <= index < len(holder):
+            return holder[index]
+        raise _Refused(node, f"there is no {_shortened(repr(index))} in {_kind(holder)}")
+
+    def _part(self, node: ast.expr, holder: Any, part: ast.Slice, depth: int) -> Any:
+        ends = [None if end is None else self._value(end, depth) for end in (part.lower, part.upper, part.step)]
+        if not isinstance(holder, Items | str) or not all(end is None or type(end) is int for end in ends):
+            raise _Refused(node, f"a part of {_kind(holder)}", "a part of a list, between whole numbers")
+        if ends[2] == 0:
+            raise _Refused(node, "a part with step 0")
+        if isinstance(holder, str):
+            return holder[slice(*ends)]
+        return self._selected(node, holder, range(len(holder))[slice(*ends)])
+
+    def _selected(self, node: ast.expr, holder: Items, indices: range) -> Items:
+        self._spend(node, len(indices))
+        items = Items()
+        for index in indices:
+            items.add(holder[index], holder.places[index])
+        return items
+
+    def _text_part(self, part: ast.expr, depth: int) -> str:
+        if isinstance(part, ast.Constant):
+            return str(part.value)
+        if isinstance(part, ast.FormattedValue) and part.format_spec is None and part.conversion == -1:
+            value = self._value(part.value, depth)
+            if not isinstance(value, Section | Items):
+                return str(value)
+        raise _Refused(part, "a part of an f-string with a format", "plain values in f-strings")
+
+    # -------------------------------------------------------------------------------------------------- arithmetic
+
+    def _number(self, node: ast.expr, value: Any) -> float:
+        if not isinstance(value, int | float):
+            raise _Refused(node, f"arithmetic with {_kind(value)}", "numbers")
+        return value
+
+    def _arithmetic(self, node: ast.BinOp, left: Any, op: ast.operator, right: Any) -> Any:
+        if isinstance(op, ast.Add) and isinstance(left, str) and isinstance(right, str):
+            self._spend(node, (len(left) + len(right)) // 8)
+            return left + right
+        if isinstance(op, ast.Add) and isinstance(left, Items) and isinstance(right, Items):
+            items = Items()
+            self._extend(node, items, left)
+            self._extend(node, items, right)
+            return items
+        if isinstance(op, ast.Mult) and isinstance(left, int) and isinstance(right, Items):
+            left, right = right, left
+        if isinstance(op, ast.Mult) and isinstance(left, Items) and type(right) is int:
+            self._spend(node, len(left) * max(right, 0))
+            items = Items()
+            for _ in range(right):
+                self._extend(node, items, left)
+            return items
+        return self._computed(node, self._number(node.left, left), op, self._number(node.right, right))
+
+    def _computed(self, node: ast.BinOp, left: float, op: ast.operator, right: float) -> float:
+        compute = _OPERATORS.get(type(op))
+        if compute is None or (isinstance(op, ast.Pow) and not (abs(left) <= 1e6 and -64 <= right <= 64)):
+            raise _Refused(node, f"arithmetic that is not done here ({type(op).__name__})", "+ - * / // % and small **")
+        try:
+            result = compute(left, right)
+        except (ArithmeticError, ValueError) as error:
+            raise _Refused(node, f"this cannot be computed ({error})") from None
+        if isinstance(result, complex):
+            raise _Refused(node, "this is not a real number")
+        return self._bounded(node, result)
+
+
+_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+}
+
+
+def base_of(statement: ast.stmt) -> ast.expr | None:
+    """What a statement assigns to `_base_`; None where it does not."""
+    match statement:
+        case ast.Assign(targets=[ast.Name(id="_base_")], value=value):
+            return value
+    return None
+
+
+def _loaded(target: ast.Name) -> ast.Name:
+    return ast.copy_location(ast.Name(id=target.id, ctx=ast.Load()), target)
+
+
+def _names_assigned(node: ast.AST) -> Iterator[str]:
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    for target in targets:
+        for each in target.elts if isinstance(target, ast.Tuple | ast.List) else [target]:
+            if isinstance(each, ast.Name):
+                yield each.id
+
+
+def _predefined(file: Path) -> dict[str, str]:
+    """mmengine's names for the file itself."""
+    return {
+        "fileDirname": str(file.parent),
+        "fileBasename": file.name,
+        "fileBasenameNoExtension": file.stem,
+        "fileExtname": file.suffix,
+    }
+
+
+_WORDS = {
+    ast.ListComp: "a comprehension",
+    ast.DictComp: "a comprehension",
+    ast.SetComp: "a comprehension",
+    ast.GeneratorExp: "a comprehension",
+    ast.Lambda: "a function",
+    ast.IfExp: "a condition",
+    ast.Compare: "a comparison",
+    ast.BoolOp: "a condition",
+    ast.Set: "a set",
+    ast.Starred: "* outside a list",
+}
+
+
+def _words(node: ast.expr) -> str:
+    return _WORDS.get(type(node), f"an expression ({type(node).__name__})")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Section):
+        return "a dict"
+    return "a list" if isinstance(value, Items) else _shortened(repr(value))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
