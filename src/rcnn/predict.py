@@ -84,7 +84,7 @@ class Predictor:
         image = self.recipe.detector.image
         resized, target = EvalTransform(resize=build_resize(image))(pixels, no_target())
         sample = Sample(image=resized, target=target, original_size=image_size(pixels), image_id=0)
-        return collate([sample], divisor=image.divisor)[0]
+        return collate([sample], divisor=image.canvas or image.divisor)[0]
 
 
 def load(path: str | Path, *, device: Device = "auto", precision: Precision = "float32") -> Predictor:

@@ -21,8 +21,9 @@ from rcnn.ops.nms import nms
 from rcnn.records import Levels, Losses, Proposals, Target
 
 # "level": boxes of different levels do not suppress each other (torchvision, detectron2, MMDetection's RPNHead);
-# "joint": they do (MindSpore's second NMS, MMDetection's other heads).
-NMSScope = Literal["level", "joint"]
+# "joint": they do (MMDetection's other heads); "level_then_joint": the best `post_nms` of "level" go through "joint",
+# and what leaves there is not replaced (MindSpore).
+NMSScope = Literal["level", "joint", "level_then_joint"]
 # The frame in which a proposal's sides are measured: network-input or original pixels (simple-faster-rcnn).
 SideFrame = Literal["network", "original"]
 # When small boxes leave: after the best `pre_nms` were chosen, so that they take places among them (torchvision,
@@ -68,6 +69,8 @@ class ProposalFilter:
             else self._per_level(boxes, scores, level, num_levels)
         )
         keep = keep[: self.post_nms]
+        if self.scope == "level_then_joint":
+            keep = keep[nms(boxes[keep], scores[keep], self.nms_iou)]
         return Proposals(boxes_xyxy=boxes[keep], scores=scores[keep])
 
     def _among_best(self, candidates: Candidates, large: Tensor, num_levels: int) -> Tensor:

@@ -16,6 +16,9 @@ StrideStyle = Literal["pytorch", "caffe"]
 Depth = Literal[18, 34, 50, 101]
 # Of the last stage's 3x3 convolutions. 2: the stage keeps the size of C4 instead of halving it (DC5).
 Dilation = Literal[1, 2]
+# Where the stem's max pool is padded: a cell on all four sides, or what the windows lack right and below (MindSpore's
+# "same" of maps with even sides).
+StemPool = Literal["centred", "far_end"]
 
 BLOCKS: dict[Depth, tuple[int, int, int, int]] = {
     18: (2, 2, 2, 2),
@@ -180,8 +183,10 @@ class ResNetBackbone(AbstractBackbone):
         frozen_stages: int = 0,
         cardinality: Cardinality = PLAIN,
         dilation: Dilation = 1,
+        stem_pool: StemPool = "centred",
     ) -> None:
         super().__init__()
+        self.stem_pool: StemPool = stem_pool
         self.channels: tuple[int, ...] = stage_channels(depth)
         self.strides_px: tuple[int, ...] = (4, 8, 16, 32 // dilation)
         self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
@@ -211,7 +216,8 @@ class ResNetBackbone(AbstractBackbone):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         x = F.relu(conv_norm(self.conv1, self.bn1, pixels), inplace=True)
-        x = F.max_pool2d(x, 3, 2, 1)
+        far_end = self.stem_pool == "far_end"
+        x = F.max_pool2d(x, 3, 2, 0 if far_end else 1, ceil_mode=far_end)
         maps = []
         for name in self.layer_names:
             x = self.get_submodule(name)(x)

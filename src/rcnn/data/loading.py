@@ -24,7 +24,7 @@ from rcnn.data.sampling import (
 from rcnn.data.table import AnnotationTable
 from rcnn.errors import DataError, ImageError, RcnnError
 from rcnn.records import ImageBatch, Proposals, Target
-from rcnn.transforms.batching import Sample, collate
+from rcnn.transforms.batching import Divisor, Sample, collate
 from rcnn.transforms.geometry import image_size
 
 
@@ -99,7 +99,7 @@ class _Guarded:
 
 @dataclass(frozen=True, kw_only=True)
 class _Collate:
-    divisor: int
+    divisor: Divisor
 
     def __call__(self, samples: Sequence[Sample | RcnnError]) -> tuple[ImageBatch, list[Target]] | RcnnError:
         errors = [sample for sample in samples if isinstance(sample, RcnnError)]
@@ -126,7 +126,7 @@ class BatchLoader:
         dataset: DetectionDataset,
         batches: AspectRatioGroupedBatchSampler | EachOnceBatchSampler,
         *,
-        divisor: int,
+        divisor: Divisor,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
@@ -171,7 +171,7 @@ def build_train_loader(
     transform: Transform,
     *,
     batch_size: int,
-    divisor: int = 32,
+    divisor: Divisor = 32,
     aspect_ratio_factor: int = 3,
     seed: int = 0,
     rank: int = 0,
@@ -192,7 +192,7 @@ def build_eval_loader(
     transform: Transform,
     *,
     batch_size: int = 1,
-    divisor: int = 32,
+    divisor: Divisor = 32,
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,

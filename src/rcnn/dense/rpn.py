@@ -20,7 +20,7 @@ from rcnn.boxes.coding import DeltaCoder
 from rcnn.boxes.geometry import FarEnds, is_inside
 from rcnn.dense.assignment import cells_of_picture, scatter_matches
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
-from rcnn.dense.selection import CandidateSelector, per_prior
+from rcnn.dense.selection import CandidateSelector, ClipTo, per_prior
 from rcnn.matching.iou import IoUMatcher, Matches
 from rcnn.matching.sampling import BalancedSampler, EverySampler, Sample
 from rcnn.ops.sparse_gradient import conv_for_sampled_loss
@@ -88,13 +88,16 @@ class RPNHead(AbstractDenseHead):
         size_divisor_px: int | None = None,
         loss_count: LossCount = "sampled",
         objectness: Objectness = "sigmoid",
+        clip_to: ClipTo = "picture",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.objectness: Objectness = objectness
         self.num_logits = num_classes + (objectness == "softmax")
         self.selector = CandidateSelector(
-            num_classes=num_classes, activation=torch.sigmoid if objectness == "sigmoid" else torch.exp
+            num_classes=num_classes,
+            activation=torch.sigmoid if objectness == "sigmoid" else torch.exp,
+            clip_to=clip_to,
         )
         self.anchors = anchors
         self.tower = RPNTower(

@@ -26,6 +26,8 @@ DecodeBoxes = Callable[[Tensor, Tensor, Tensor], Tensor]
 # multiplied by the quality (MMDetection's heads). "product" and "sqrt": ranked and thresholded by class score times
 # quality (YOLOX) or by the root of it (torchvision's FCOS, CenterNet2).
 ScoreFusion = Literal["none", "rescore", "product", "sqrt"]
+# Where boxes are cut: at the edge of the picture, or one pixel inside the edge of the padded input (MindSpore).
+ClipTo = Literal["picture", "inside_padding"]
 
 
 def per_prior(maps: Sequence[Float[Tensor, "n _ _ _"]], width: int) -> Float[Tensor, "n t {width}"]:
@@ -48,6 +50,7 @@ class CandidateSelector:
     fusion: ScoreFusion = "none"
     activation: Callable[[Tensor], Tensor] = torch.sigmoid
     clips: bool = True
+    clip_to: ClipTo = "picture"
 
     def __call__(
         self,
@@ -64,6 +67,9 @@ class CandidateSelector:
         decoded for the chosen alone, in the dtype of `priors`, and clipped to the picture.
         """
         sizes = prediction.levels.image_sizes
+        if self.clip_to == "inside_padding":
+            padded = prediction.levels.padded_size
+            sizes = (Size(padded.height - 1, padded.width - 1),) * len(sizes)
         return [
             self._of_image(prediction, image, size, priors, decode_boxes, per_level, score_threshold)
             for image, size in enumerate(sizes)

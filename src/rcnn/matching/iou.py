@@ -18,6 +18,8 @@ from rcnn.records import Target
 # Whose a reference is that a box claims though it overlaps another more: that other's (torchvision, detectron2), or the
 # claimer's, the last one's of several (MMDetection).
 ClaimOwner = Literal["best", "claimer"]
+# Whether a box ends at its coordinates, or a pixel beyond them (MindSpore's operator, and the first detection code).
+Sides = Literal["continuous", "pixels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +78,15 @@ class IoUMatcher:
     low_quality_iou: float | None = None
     claim_owner: ClaimOwner = "best"
     ignore_share: float = 0.5
+    sides: Sides = "continuous"
 
     def __call__(self, boxes_xyxy: Float[Tensor, "a 4"], target: Target) -> Matches:
+        truth, references = target.boxes_xyxy, boxes_xyxy
+        if self.sides == "pixels":
+            last = references.new_tensor((0.0, 0.0, 1.0, 1.0))
+            truth, references = truth + last, references + last
         matches = match_by_iou(
-            iou(target.boxes_xyxy, boxes_xyxy),
+            iou(truth, references),
             positive_iou=self.positive_iou,
             negative_iou=self.negative_iou,
             low_quality_iou=self.low_quality_iou,

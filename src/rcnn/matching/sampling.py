@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -28,16 +29,22 @@ def _random_order(count: int, device: torch.device) -> Tensor:
 class BalancedSampler:
     """At most `total` references, at most `positive_fraction` of them positive, the rest negatives (Fast R-CNN).
 
+    With `negatives` "share" these are never more than what positives may not be, also where positives are few: a
+    smaller sample (MindSpore).
+
     `order` gives the random order of n things, of which the first ones are kept; inject another for a known draw.
     """
 
     total: int
     positive_fraction: float
+    negatives: Literal["fill", "share"] = "fill"
     order: Callable[[int, torch.device], Tensor] = _random_order
 
     def __call__(self, matches: Matches) -> Sample:
-        positive = self._draw(matches.positive, int(self.total * self.positive_fraction))
-        negative = self._draw(matches.negative, self.total - len(positive))
+        most_positive = int(self.total * self.positive_fraction)
+        positive = self._draw(matches.positive, most_positive)
+        taken = most_positive if self.negatives == "share" else len(positive)
+        negative = self._draw(matches.negative, self.total - taken)
         return Sample(positive=positive, negative=negative)
 
     def _draw(self, candidates: Tensor, limit: int) -> Tensor:

@@ -19,6 +19,9 @@ ExtraLevels = Literal["pool", "convs_on_p5", "convs_on_c5", "none"]
 # What P6 goes through on its way to P7: ReLU (torchvision, detectron2, MMDetection's FCOS), or nothing (MMDetection's
 # other heads, whose configs do not set `relu_before_extra_convs`).
 P7Activation = Literal["relu", "none"]
+# How a coarser map comes to the size of the next finer one: nearest (the paper and most others), or bilinear between
+# the centres of cells (MindSpore).
+Upsampling = Literal["nearest", "bilinear"]
 
 
 class FPN(AbstractNeck):
@@ -37,6 +40,7 @@ class FPN(AbstractNeck):
         first_map: int = 0,
         p7_activation: P7Activation = "relu",
         make_norm: Callable[[int], nn.Module] | None = None,
+        upsampling: Upsampling = "nearest",
     ) -> None:
         super().__init__()
         used = list(in_channels)[first_map:]
@@ -45,6 +49,7 @@ class FPN(AbstractNeck):
         self.channels = channels
         self.extra: ExtraLevels = extra
         self.p7_activation: P7Activation = p7_activation
+        self.upsampling: Upsampling = upsampling
         self.lateral = nn.ModuleList(_convolution(count, channels, 1, make_norm) for count in used)
         self.output = nn.ModuleList(_convolution(channels, channels, 3, make_norm) for _ in used)
         self.num_roi_levels = len(used)
@@ -69,7 +74,7 @@ class FPN(AbstractNeck):
         inner = [lateral(x) for lateral, x in zip(self.lateral, used, strict=True)]
         for level in range(len(inner) - 2, -1, -1):
             # Matched to the size of the finer map: a backbone may have rounded it up.
-            inner[level] = inner[level] + F.interpolate(inner[level + 1], size=inner[level].shape[-2:], mode="nearest")
+            inner[level] = inner[level] + self._upsampled(inner[level + 1], inner[level])
         out = [output(x) for output, x in zip(self.output, inner, strict=True)]
         if self.extra == "pool":
             out.append(F.max_pool2d(out[-1], kernel_size=1, stride=2))
@@ -77,6 +82,11 @@ class FPN(AbstractNeck):
             p6 = self.p6(out[-1] if self.extra == "convs_on_p5" else used[-1])
             out += [p6, self.p7(F.relu(p6) if self.p7_activation == "relu" else p6)]
         return tuple(out)
+
+    def _upsampled(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        if self.upsampling == "bilinear":
+            return F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear", align_corners=False)
+        return F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
 
 
 def _convolution(

@@ -30,6 +30,7 @@ from rcnn.recipes.detectron2_catalogue import (
 from rcnn.recipes.heads import (
     RPNSpec,
 )
+from rcnn.recipes.mindspore_catalogue import faster_rcnn_resnet50_fpn_mindspore
 from rcnn.recipes.parts import (
     AnchorSpec,
     BalancedSamplerSpec,
@@ -321,6 +322,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         faster_rcnn_resnet50_dc5,
         cascade_rcnn_resnet50_caffe_fpn,
         retinanet_resnet50_caffe_fpn,
+        faster_rcnn_resnet50_fpn_mindspore,
         quickstart,
     )
 }

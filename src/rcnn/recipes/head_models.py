@@ -114,6 +114,7 @@ def _build_rpn(spec: RPNSpec, neck: AbstractNeck, num_classes: int, divisor_px: 
         matcher=build_matcher(spec.matcher),
         sampler=build_sampler(spec.sampler),
         box_loss=build_box_loss(spec.box_loss),
+        clip_to=spec.clip_to,
         border_px=spec.border_px,
         border_ends=spec.border_ends,
         size_divisor_px=_divisor(spec.beyond_picture, divisor_px),
@@ -285,12 +286,13 @@ def build_matcher(spec: MatcherSpec) -> IoUMatcher:
         low_quality_iou=spec.low_quality_iou,
         claim_owner=spec.claim_owner,
         ignore_share=spec.ignore_share,
+        sides=spec.sides,
     )
 
 
 def build_sampler(spec: SamplerSpec) -> BalancedSampler | EverySampler:
     if isinstance(spec, BalancedSamplerSpec):
-        return BalancedSampler(total=spec.total, positive_fraction=spec.positive_fraction)
+        return BalancedSampler(total=spec.total, positive_fraction=spec.positive_fraction, negatives=spec.negatives)
     return EverySampler()
 
 

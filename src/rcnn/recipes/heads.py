@@ -38,6 +38,8 @@ class RPNSpec(Spec):
     box_loss: BoxLossSpec = SmoothL1Spec()
     objectness: Literal["sigmoid", "softmax"] = "sigmoid"
     """softmax: an output for the object and one, the last, for background."""
+    clip_to: Literal["picture", "inside_padding"] = "picture"
+    """Where candidates end: at the picture's edge, or a pixel before that of the padded input (MindSpore)."""
     border_px: NotNegativeFloat | None = None
     """Anchors that reach further over the edge are not trained; null: all are."""
     border_ends: Literal["included", "excluded"] = "included"

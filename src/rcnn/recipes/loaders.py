@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from rcnn.data.loading import BatchLoader, build_eval_loader, build_train_loader
-from rcnn.data.proposals import TableProposals, open_proposals
+from rcnn.data.proposals import ProposalFile, TableProposals, open_proposals
 from rcnn.data.table import AnnotationTable
 from rcnn.errors import DataError, Problem, RecipeError
 from rcnn.recipes.datasets import has_evaluation
 from rcnn.recipes.recipe import DataSpec, GivenProposalsSpec, ImageSpec, Recipe, TwoStageSpec
+from rcnn.records import Size
 from rcnn.transforms.geometry import EvalTransform, HorizontalFlip, Resize, TrainTransform
 from rcnn.transforms.jitter import LargeScaleJitter
 
@@ -34,11 +35,21 @@ def per_process(recipe: Recipe, num_processes: int) -> int:
 
 
 def build_resize(image: ImageSpec, short_sides: tuple[int, ...] | None = None) -> Resize:
+    if image.canvas is not None and short_sides is not None:
+        raise RecipeError(
+            Problem(
+                where="data.short_sides",
+                given=f"{short_sides} and detector.image.canvas={image.canvas}",
+                allowed="one of the two: on a canvas a picture has one size",
+                remedy="data.short_sides=null or detector.image.canvas=null",
+            )
+        )
     return Resize(
         short_sides=short_sides or (image.short_side,),
         max_long_side=image.max_long_side,
         rounding=image.rounding,
         kernel=image.kernel,
+        canvas=None if image.canvas is None else Size(*image.canvas),
     )
 
 
@@ -78,7 +89,7 @@ def build_loader_for_training(
         table,
         transform,
         batch_size=per_process(recipe, num_processes),
-        divisor=image.divisor,
+        divisor=image.canvas or image.divisor,
         aspect_ratio_factor=data.aspect_ratio_groups,
         seed=recipe.train.seed,
         rank=rank,
@@ -98,7 +109,7 @@ def build_loader_for_evaluation(
         table,
         EvalTransform(resize=build_resize(image)),
         batch_size=1,
-        divisor=image.divisor,
+        divisor=image.canvas or image.divisor,
         rank=rank,
         world_size=num_processes,
         num_workers=recipe.data.workers,
@@ -133,10 +144,21 @@ def refuse_unfit_proposals(recipe: Recipe, *, train: AnnotationTable, evaluation
             proposals = None if table is None else _given_proposals(path, table)
             if proposals is not None:
                 proposals.file.verify(most_pictures=_VERIFIED)
+                problems += _missing_scores(recipe, proposals.file)
         except DataError as error:
             problems += error.problems
     if problems:
         raise DataError(problems)
+
+
+def _missing_scores(recipe: Recipe, file: ProposalFile) -> list[Problem]:
+    fusion = recipe.detector.roi.fusion if isinstance(recipe.detector, TwoStageSpec) else "none"
+    if fusion == "none" or file.has_scores:
+        return []
+    allowed = "none, product, sqrt; the last two need a score for each proposal"
+    remedy = "detector.roi.fusion=none, or proposals with scores: rcnn proposals dump CHECKPOINT --data DIR"
+    given = f"{fusion}, and proposals without scores in {file.path}"
+    return [Problem(where="detector.roi.fusion", given=given, allowed=allowed, remedy=remedy)]
 
 
 def _given_proposals(path: str | None, table: AnnotationTable) -> TableProposals | None:

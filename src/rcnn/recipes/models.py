@@ -112,7 +112,7 @@ def _build_on(
 
 
 def build_normalizer(spec: ImageSpec) -> ImageNormalizer:
-    return ImageNormalizer(mean=spec.mean, std=spec.std, channel_order=spec.channel_order)
+    return ImageNormalizer(mean=spec.mean, std=spec.std, channel_order=spec.channel_order, padding=spec.padding)
 
 
 # -------------------------------------------------------------------------------------------------- backbones and necks
@@ -130,6 +130,7 @@ def build_backbone(spec: BackboneSpec) -> AbstractBackbone:
                 frozen_stages=spec.frozen_stages,
                 cardinality=Cardinality(groups=spec.groups, group_width=spec.group_width),
                 dilation=spec.dilation,
+                stem_pool=spec.stem_pool,
             )
         case VGG16Spec():
             return VGG16Backbone(frozen_convs=spec.frozen_convs)
@@ -244,6 +245,7 @@ def build_neck(spec: NeckSpec, backbone: AbstractBackbone) -> AbstractNeck:
             p7_activation=spec.p7_activation,
             first_map=spec.first_map,
             make_norm=optional_norm(spec.norm),
+            upsampling=spec.upsampling,
         )
     return SingleMap(in_channels=backbone.channels, in_strides_px=backbone.strides_px, index=spec.index)
 

@@ -38,12 +38,16 @@ class MatcherSpec(Spec):
     """Whose a claimed reference is that overlaps another box more: that one's, or the claimer's (MMDetection)."""
     ignore_share: Share = 0.5
     """Negatives that lie in an ignore region by this share are left out."""
+    sides: Literal["continuous", "pixels"] = "continuous"
+    """Whether a box ends at its coordinates, or a pixel beyond them (MindSpore)."""
 
 
 class BalancedSamplerSpec(Spec):
     type: Literal["balanced"] = "balanced"
     total: Positive = 256
     positive_fraction: Share = 0.5
+    negatives: Literal["fill", "share"] = "fill"
+    """How many: what positives leave free, or never more than their own share (MindSpore)."""
 
 
 class EverySamplerSpec(Spec):

@@ -32,12 +32,16 @@ class ImageSpec(Spec):
     short_side: Positive = 800
     max_long_side: Positive = 1333
     rounding: Literal["floor", "round", "round_half_up"] = "floor"
-    kernel: Literal["bilinear_float", "bilinear_float_mirror", "bilinear_uint8", "bilinear_uint8_antialias"] = (
-        "bilinear_float"
-    )
-    """bilinear_uint8 is OpenCV's (MMDetection), bilinear_uint8_antialias Pillow's (detectron2)."""
+    kernel: Literal[
+        "bilinear_float", "bilinear_float_mirror", "bilinear_uint8", "bilinear_uint8_antialias", "area_uint8"
+    ] = "bilinear_float"
+    """bilinear_uint8 is OpenCV's (MMDetection), the antialiased one Pillow's (detectron2), area_uint8 MindSpore's."""
     divisor: Positive = 32
     """Batches are padded to a multiple of it."""
+    canvas: tuple[Positive, Positive] | None = None
+    """Height and width that pictures are fitted into and padded to, whatever short_side, max_long_side and divisor."""
+    padding: Literal["zero", "black"] = "zero"
+    """What the network sees on the padding: zero, or a black pixel (MindSpore)."""
 
 
 # ----------------------------------------------------------------------------------------------------------- backbones
@@ -54,6 +58,8 @@ class ResNetSpec(Spec):
     """Channels of each group in C2 (ResNeXt-101 64x4d: 64 groups, 4 wide)."""
     dilation: Literal[1, 2] = 1
     """Of the last stage; 2 (DC5): C5 has the stride of C4, 16."""
+    stem_pool: Literal["centred", "far_end"] = "centred"
+    """Where the stem's max pool is padded: at all four sides, or right and below alone (MindSpore)."""
     norm: Literal["frozen", "batch", "sync", "fixed_statistics"] = "frozen"
     norm_eps: NotNegativeFloat = 1e-5
     frozen_stages: Stages = 2
@@ -110,6 +116,8 @@ class FPNSpec(Spec):
     """What P6 goes through on its way to P7."""
     first_map: NotNegative = 0
     norm: Literal["none", "batch", "sync"] = "none"
+    upsampling: Literal["nearest", "bilinear"] = "nearest"
+    """How a coarser map comes to the next finer one (MindSpore: bilinear)."""
 
 
 class SingleMapSpec(Spec):
@@ -141,7 +149,8 @@ class ProposalsSpec(Spec):
     train: ProposalCountSpec = ProposalCountSpec(pre_nms=2000, post_nms=2000)
     test: ProposalCountSpec = ProposalCountSpec(pre_nms=1000, post_nms=1000)
     nms_iou: Share = 0.7
-    scope: Literal["level", "joint"] = "level"
+    scope: Literal["level", "joint", "level_then_joint"] = "level"
+    """Whose boxes suppress each other: a level's, all, or a level's and then all of the best post_nms (MindSpore)."""
     min_side_px: NotNegativeFloat = 1e-3
     side_frame: Literal["network", "original"] = "network"
     side_test: Literal["after_pre_nms", "before_pre_nms"] = "after_pre_nms"

@@ -98,6 +98,7 @@ def _build_stage(
             min_side_px=spec.min_side_px,
         ),
         fusion=spec.fusion,
+        clip_order=spec.clip,
         join_truth=step.join_truth if isinstance(step, CascadeStepSpec) else True,
     )
 

@@ -138,6 +138,8 @@ class RegionSpec(Spec):
     max_detections: Positive | None = 100
     """null: all that pass."""
     min_side_px: NotNegativeFloat = 1e-2
+    clip: Literal["before_nms", "after_nms"] = "before_nms"
+    """When boxes are cut to the picture (MindSpore: after)."""
 
 
 class RoISpec(RegionSpec):

@@ -6,6 +6,8 @@ Letters: R regions, K classes, B = K or 1 boxes per region.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +17,9 @@ from rcnn.boxes.coding import DeltaCoder
 from rcnn.boxes.filtering import DetectionFilter
 from rcnn.boxes.geometry import clip
 from rcnn.records import Detections, Size
+
+# When the boxes of detections are cut to the picture.
+ClipOrder = Literal["before_nms", "after_nms"]
 
 
 def deltas_of(
@@ -32,12 +37,16 @@ def find_detections(
     *,
     coder: DeltaCoder,
     detection_filter: DetectionFilter,
+    clip_order: ClipOrder = "before_nms",
 ) -> Detections:
     """The detections of one picture; a region can be one for each of its classes."""
     index = (scores > detection_filter.score_threshold).flatten().nonzero().flatten()
     region, label = index // scores.shape[1], index % scores.shape[1]
-    boxes = clip(coder.decode(deltas_of(deltas, region, label), references_xyxy[region]), size)
-    return detection_filter(boxes, scores.flatten()[index], label)
+    boxes = coder.decode(deltas_of(deltas, region, label), references_xyxy[region])
+    if clip_order == "before_nms":
+        return detection_filter(clip(boxes, size), scores.flatten()[index], label)
+    found = detection_filter(boxes, scores.flatten()[index], label)
+    return replace(found, boxes_xyxy=clip(found.boxes_xyxy, size))
 
 
 @torch.no_grad()

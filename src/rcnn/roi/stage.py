@@ -6,6 +6,7 @@ Letters: N images, R regions of a batch, K classes (K is background), B = K or 1
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from rcnn.records import Detections, Levels, Losses, Proposals, Size, Target
 from rcnn.roi.box_head import BoxPredictor
 from rcnn.roi.box_loss import BoxLoss, box_term, smooth_l1_ninth
 from rcnn.roi.classification import Classification, SoftmaxClassification
-from rcnn.roi.decoding import deltas_of, find_detections, moved_boxes
+from rcnn.roi.decoding import ClipOrder, deltas_of, find_detections, moved_boxes
 from rcnn.roi.fusion import ProposalFusion, fuse
 from rcnn.roi.interface import AbstractRoIStage
 from rcnn.roi.pooling import RoIPooling
@@ -48,6 +49,7 @@ class RoIStage(AbstractRoIStage):
         detection_filter: DetectionFilter | None = None,
         fusion: ProposalFusion = "none",
         join_truth: bool = True,
+        clip_order: ClipOrder = "before_nms",
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -62,6 +64,7 @@ class RoIStage(AbstractRoIStage):
         self.detection_filter = detection_filter or DetectionFilter()
         self.fusion: ProposalFusion = fusion
         self.join_truth = join_truth
+        self.clip_order: ClipOrder = clip_order
         predictor.check_logits(self.classification.num_logits(num_classes))
 
     def forward(self, levels: Levels, boxes_xyxy: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -142,7 +145,10 @@ class RoIStage(AbstractRoIStage):
         """Detections per picture from final scores [R, K]."""
         counts = [len(of_image) for of_image in boxes]
         parts = zip(scores.split(counts), deltas.to(boxes[0].dtype).split(counts), boxes, image_sizes, strict=True)
-        return [find_detections(*part, coder=self.coder, detection_filter=self.detection_filter) for part in parts]
+        find = partial(
+            find_detections, coder=self.coder, detection_filter=self.detection_filter, clip_order=self.clip_order
+        )
+        return [find(*part) for part in parts]
 
     def refine(
         self,

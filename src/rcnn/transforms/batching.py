@@ -17,6 +17,11 @@ from rcnn.records import ImageBatch, Size, Target
 from rcnn.transforms.geometry import sizes_of
 
 ChannelOrder = Literal["rgb", "bgr"]
+# What the network sees on the padding: exactly zero, or what it sees of a black pixel (MindSpore).
+PaddingValue = Literal["zero", "black"]
+# What batches are padded to multiples of: one number, or height and width. Pictures that were fitted into a canvas and
+# padded to multiples of its sides fill it.
+Divisor = int | tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +34,7 @@ class Sample:
     image_id: int
 
 
-def collate(samples: Sequence[Sample], *, divisor: int) -> tuple[ImageBatch, list[Target]]:
+def collate(samples: Sequence[Sample], *, divisor: Divisor) -> tuple[ImageBatch, list[Target]]:
     """Samples as a batch, padded with zeros at the bottom and right to the largest, rounded up to `divisor` (1: not).
 
     Pixels stay uint8 where all are, else they become floating point (float64 where one is). Given proposals go from
@@ -47,11 +52,12 @@ def collate(samples: Sequence[Sample], *, divisor: int) -> tuple[ImageBatch, lis
     return batch, [replace(sample.target, proposals=None) for sample in samples]
 
 
-def pad_images(images: Sequence[Tensor], *, divisor: int) -> Tensor:
+def pad_images(images: Sequence[Tensor], *, divisor: Divisor) -> Tensor:
     """Pictures [3, h, w] as one tensor [N, 3, H, W], zeros at the bottom and right."""
     sizes = sizes_of(images)
-    height = _round_up(max(size.height for size in sizes), divisor)
-    width = _round_up(max(size.width for size in sizes), divisor)
+    of_height, of_width = divisor if isinstance(divisor, tuple) else (divisor, divisor)
+    height = _round_up(max(size.height for size in sizes), of_height)
+    width = _round_up(max(size.width for size in sizes), of_width)
     dtype = images[0].dtype
     for image in images[1:]:
         dtype = torch.promote_types(dtype, image.dtype)
@@ -68,6 +74,8 @@ def _round_up(length: int, divisor: int) -> int:
 class ImageNormalizer(nn.Module):
     """Pixels 0 to 255 in RGB to what a backbone was trained on: (pixel - mean) / std, exactly zero on the padding.
 
+    With `padding` "black" the padding is normalised as the pixels are, from 0.
+
     `mean` and `std` are on the scale 0 to 255 and in the order of the network's channels: for `bgr` blue comes first
     (detectron2 and Caffe: 103.53, 116.28, 123.675). The result has the dtype of the module; below float32 it is
     computed in float32 and rounded once.
@@ -77,11 +85,19 @@ class ImageNormalizer(nn.Module):
     std: Tensor
     dtype_marker: Tensor
 
-    def __init__(self, *, mean: Sequence[float], std: Sequence[float], channel_order: ChannelOrder = "rgb") -> None:
+    def __init__(
+        self,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channel_order: ChannelOrder = "rgb",
+        padding: PaddingValue = "zero",
+    ) -> None:
         super().__init__()
         self.mean_values = tuple(float(value) for value in mean)
         self.std_values = tuple(float(value) for value in std)
         self.channel_order: ChannelOrder = channel_order
+        self.padding: PaddingValue = padding
         # On the CPU even where a detector is built on the meta device: no checkpoint holds these.
         self.register_buffer("dtype_marker", torch.zeros((), device="cpu"), persistent=False)
         self.register_buffer("mean", torch.tensor(self.mean_values, device="cpu").view(3, 1, 1), persistent=False)
@@ -97,7 +113,7 @@ class ImageNormalizer(nn.Module):
 
     def forward(self, batch: ImageBatch) -> Float[Tensor, "images 3 height width"]:
         pixels = batch.pixels.flip(1) if self.channel_order == "bgr" else batch.pixels
-        if all(size == batch.padded_size for size in batch.sizes):
+        if self.padding == "black" or all(size == batch.padded_size for size in batch.sizes):
             return self._normalize(pixels)
         result = torch.zeros(pixels.shape, dtype=self.dtype_marker.dtype, device=pixels.device)
         for row, image, size in zip(result, pixels, batch.sizes, strict=True):

@@ -6,6 +6,7 @@ The resize rules are properties of the system a checkpoint comes from:
     simple-faster-rcnn      round, bilinear_float_mirror (skimage, order 1, mode "reflect")
     MMDetection             round_half_up, bilinear_uint8 (OpenCV, to the bit)
     detectron2              round_half_up, bilinear_uint8_antialias (Pillow, within one grey level)
+    MindSpore RCNN          round, area_uint8 (OpenCV: INTER_AREA where it shrinks, within one grey level), on a canvas
 
 The bilinear kernels differ in what lies beyond the last pixel (the same pixel again, or the one before it), in whether
 a smaller picture is an average of all pixels (antialias) or of the nearest four, and in their arithmetic.
@@ -26,11 +27,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from rcnn.boxes.geometry import clip
 from rcnn.records import Size, Target
 
 # "round" is half to even, as skimage does; "round_half_up" is int(x + 0.5), as detectron2 and MMDetection do.
 Rounding = Literal["floor", "round", "round_half_up"]
-Kernel = Literal["bilinear_float", "bilinear_float_mirror", "bilinear_uint8", "bilinear_uint8_antialias"]
+# "area_uint8" averages the area that a new pixel covers, where the picture shrinks; else it is "bilinear_uint8".
+Kernel = Literal["bilinear_float", "bilinear_float_mirror", "bilinear_uint8", "bilinear_uint8_antialias", "area_uint8"]
 
 
 def resized_size(size: Size, *, short_side: int, max_long_side: int, rounding: Rounding) -> Size:
@@ -44,6 +47,18 @@ def resized_size(size: Size, *, short_side: int, max_long_side: int, rounding: R
     return Size(max(height, 1), max(width, 1))
 
 
+def scale_onto(canvas: Size, size: Size) -> float:
+    """The largest scale at which a picture fits."""
+    return min(canvas.width / size.width, canvas.height / size.height)
+
+
+def size_on(canvas: Size, size: Size, *, rounding: Rounding) -> Size:
+    """The size of a picture of `size` that fills the canvas along one side."""
+    scale = scale_onto(canvas, size)
+    height, width = (min(_to_integer(side * scale, rounding), most) for side, most in zip(size, canvas, strict=True))
+    return Size(max(height, 1), max(width, 1))
+
+
 def _to_integer(length: float, rounding: Rounding) -> int:
     match rounding:
         case "floor":
@@ -54,8 +69,12 @@ def _to_integer(length: float, rounding: Rounding) -> int:
             return math.floor(length + 0.5)
 
 
-def resize_pixels(image: Tensor, size: Size, kernel: Kernel) -> Tensor:
-    """The picture [3, H, W] at `size`, in floating point (float64 stays float64) or in uint8, as the kernel says."""
+def resize_pixels(image: Tensor, size: Size, kernel: Kernel, scale: float | None = None) -> Tensor:
+    """The picture [3, H, W] at `size`, in floating point (float64 stays float64) or in uint8, as the kernel says.
+
+    `scale` is what the size was rounded from, where OpenCV was given it rather than the size: its kernels place their
+    pixels by it.
+    """
     if kernel in ("bilinear_float", "bilinear_float_mirror"):
         # Planes first: a decoded picture has its channels last, where this kernel takes more than twice as long.
         dtype = image.dtype if image.is_floating_point() else torch.float32
@@ -68,8 +87,11 @@ def resize_pixels(image: Tensor, size: Size, kernel: Kernel) -> Tensor:
         image = image.round().clamp(0, 255).to(torch.uint8)
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    if kernel == "bilinear_uint8":
-        return _interpolate_fixed_point(image, size)
+    if kernel == "area_uint8" and (size.height < image.shape[1] or size.width < image.shape[2]):
+        wide = _average(_average(image.double(), 1, size.height, scale), 2, size.width, scale)
+        return wide.round().clamp(0, 255).to(torch.uint8)
+    if kernel in ("bilinear_uint8", "area_uint8"):
+        return _interpolate_fixed_point(image, size, scale)
     return F.interpolate(image[None], size=tuple(size), mode="bilinear", align_corners=False, antialias=True)[0]
 
 
@@ -85,28 +107,47 @@ def _interpolate_axis(image: Tensor, axis: int, length: int) -> Tensor:
     return torch.lerp(low_pixels, image.index_select(axis, (low + 1).clamp(max=last)), weight)
 
 
+def _average(image: Tensor, axis: int, length: int, scale: float | None) -> Tensor:
+    """The mean over what each new pixel covers of the old ones along one axis (OpenCV's INTER_AREA)."""
+    old = image.shape[axis]
+    step = old / length if scale is None else 1.0 / scale
+    edges = (torch.arange(length + 1, dtype=torch.float64) * step).clamp(max=old)
+    whole = edges.floor().long()
+    shape = [-1 if axis == other else 1 for other in range(3)]
+    # The sum of all pixels before a place: of the whole ones, and a share of the one that it lies in.
+    before = torch.cat((torch.zeros_like(image.narrow(axis, 0, 1)), image.cumsum(axis)), dim=axis)
+    share = (edges - whole).view(shape) * image.index_select(axis, whole.clamp(max=old - 1))
+    sums = before.index_select(axis, whole) + share
+    covered = edges.diff().clamp(min=1e-9).view(shape)
+    return sums.diff(dim=axis) / covered
+
+
 # The weights of OpenCV's linear interpolation of bytes are multiples of 2^-11.
 _WEIGHT_BITS = 11
 
 
-def _interpolate_fixed_point(image: Tensor, size: Size) -> Tensor:
+def _interpolate_fixed_point(image: Tensor, size: Size, scale: float | None = None) -> Tensor:
     """OpenCV's INTER_LINEAR on uint8, in its integers: rows first, cut to seven more bits, then columns."""
-    low, high, low_weight, high_weight = _fixed_point_taps(image.shape[2], size.width, stop_at_edge=True)
+    low, high, low_weight, high_weight = _fixed_point_taps(image.shape[2], size.width, scale, stop_at_edge=True)
     wide = image.to(torch.int32)
     rows = (wide.index_select(2, low) * low_weight + wide.index_select(2, high) * high_weight) >> 4
-    low, high, low_weight, high_weight = _fixed_point_taps(image.shape[1], size.height, stop_at_edge=False)
+    low, high, low_weight, high_weight = _fixed_point_taps(image.shape[1], size.height, scale, stop_at_edge=False)
     upper = (rows.index_select(1, low) * low_weight[:, None]) >> 16
     lower = (rows.index_select(1, high) * high_weight[:, None]) >> 16
     return ((upper + lower + 2) >> 2).clamp(0, 255).to(torch.uint8)
 
 
-def _fixed_point_taps(length: int, new_length: int, *, stop_at_edge: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fixed_point_taps(
+    length: int, new_length: int, scale: float | None, *, stop_at_edge: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For each new pixel two old ones and their integer weights. Beyond the edge both are the pixel at the edge.
 
     There OpenCV gives it the whole weight along rows (`stop_at_edge`), but leaves the two weights along columns, whose
     products are cut one by one: a pixel there may be one less.
     """
-    places = ((torch.arange(new_length, dtype=torch.float64) + 0.5) * (1.0 / (new_length / length)) - 0.5).float()
+    places = (
+        (torch.arange(new_length, dtype=torch.float64) + 0.5) * (1.0 / (scale or new_length / length)) - 0.5
+    ).float()
     low = places.floor()
     weight = places - low
     if stop_at_edge:
@@ -146,12 +187,16 @@ def image_size(image: Tensor) -> Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """Resize to a short side, one of `short_sides` drawn for each picture; `max_long_side` bounds the other."""
+    """Resize to a short side, one of `short_sides` drawn for each picture; `max_long_side` bounds the other.
+
+    With a `canvas` to its size instead, as far as the picture's shape lets it: neither of the two is read.
+    """
 
     short_sides: tuple[int, ...]
     max_long_side: int
     rounding: Rounding = "floor"
     kernel: Kernel = "bilinear_float"
+    canvas: Size | None = None
 
     def __call__(self, image: Tensor, target: Target, generator: torch.Generator) -> tuple[Tensor, Target]:
         choice = 0
@@ -161,8 +206,16 @@ class Resize:
 
     def apply(self, image: Tensor, target: Target, short_side: int) -> tuple[Tensor, Target]:
         old = image_size(image)
+        if self.canvas is not None:
+            return self._fit(image, target, old, self.canvas)
         new = resized_size(old, short_side=short_side, max_long_side=self.max_long_side, rounding=self.rounding)
         return resize_pixels(image, new, self.kernel), move_boxes(target, partial(scale_boxes, old=old, new=new))
+
+    def _fit(self, image: Tensor, target: Target, old: Size, canvas: Size) -> tuple[Tensor, Target]:
+        new, scale = size_on(canvas, old, rounding=self.rounding), scale_onto(canvas, old)
+        pixels = resize_pixels(image, new, self.kernel, scale)
+        # One scale for both axes, whatever the size was rounded to; what that leaves outside is cut.
+        return pixels, move_boxes(target, lambda boxes: clip(boxes * scale, new))
 
 
 @dataclass(frozen=True, kw_only=True)
