@@ -18,6 +18,8 @@ class System(enum.StrEnum):
     TORCHVISION = "torchvision"
     SIMPLE_FASTER_RCNN = "simple-faster-rcnn"
     MMDET = "mmdet"
+    DETECTRON2 = "detectron2"
+    MINDSPORE = "mindspore"
 
 
 class Target(enum.StrEnum):

@@ -9,12 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 from rcnn.atomic_file import refuse_unwritable, write_atomically
 from rcnn.config.text import to_yaml
-from rcnn.converters.interface import AbstractSystem, ForeignFile, Wanted
+from rcnn.converters.detectron2_system import Detectron2System
+from rcnn.converters.interface import AbstractSystem, ForeignBackbone, ForeignFile, Wanted
 from rcnn.converters.key_map import Converted
+from rcnn.converters.mindspore import MindSporeSystem
 from rcnn.converters.mmdet_system import MMDetectionSystem
 from rcnn.converters.reading import read_foreign
 from rcnn.converters.simple_faster_rcnn import SimpleFasterRCNNSystem
@@ -29,7 +32,7 @@ from rcnn.records import ClassTable
 
 def all_systems() -> tuple[AbstractSystem, ...]:
     """Every system that can be read."""
-    return (TorchvisionSystem(), SimpleFasterRCNNSystem(), MMDetectionSystem())
+    return (TorchvisionSystem(), SimpleFasterRCNNSystem(), MMDetectionSystem(), Detectron2System(), MindSporeSystem())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +47,12 @@ class ConversionReport:
     classes: ClassTable
     converted: Converted
     assumptions: tuple[str, ...]
+    settings: tuple[str, ...] | None = None
+    """What a recipe with these weights has, where they are a backbone's alone; None: they are a detector's."""
 
     def lines(self, keys: bool) -> list[str]:
-        lines = [
-            f"{self.source}: {self.system}, because {self.why}",
-            f"the structure of {self.recipe_name}, {len(self.classes)} classes",
+        lines = [f"{self.source}: {self.system}, because {self.why}", *self._subject()]
+        lines += [
             *(f"assumed: {text}" for text in self.assumptions),
             f"{len(self.converted.names)} tensors converted, {len(self.converted.dropped)} left out for a reason",
         ]
@@ -59,6 +63,14 @@ class ConversionReport:
             lines += [f"  left out: {text}" for text in _by_reason(self.converted.dropped)]
         lines += [f"  added: {text}" for text in _by_reason(self.converted.added)]
         return [*lines, f"written: {self.out}"]
+
+    def _subject(self) -> list[str]:
+        if self.settings is None:
+            return [f"the structure of {self.recipe_name}, {len(self.classes)} classes"]
+        return [
+            f"{self.recipe_name}, no detector: they are used in a recipe, with",
+            *(f"  {setting}" for setting in (f"detector.backbone.weights={self.out}", *self.settings)),
+        ]
 
 
 def _by_reason(reasons: dict[str, str]) -> Iterator[str]:
@@ -89,12 +101,18 @@ def convert_file(
     refuse_unwritable([out])
     file = read_foreign(source)
     chosen, why = _choose_system(file, system)
+    try:
+        backbone = chosen.recognise_backbone(file)
+    except CheckpointError as error:
+        raise _of_file(source, error) from error
+    if backbone is not None:
+        return _write_backbone(file, out, backbone, system=chosen.name, why=why)
     named = None if recipe is None else resolve_recipe(recipe, allow_unmapped=allow_unmapped).spec
     wanted = Wanted(recipe_name=recipe, recipe=named, class_names=_read_names(classes))
     try:
         model = chosen.recognise(file, wanted)
     except CheckpointError as error:
-        raise CheckpointError(replace(each, where=f"{source}: {each.where}") for each in error.problems) from error
+        raise _of_file(source, error) from error
     built = resolve_recipe(model.recipe, overrides).spec
     converted = model.key_map(built).to_ours(model.tensors)
     detector = build_detector(built.detector, num_classes=len(model.classes), pretrained=False)
@@ -114,6 +132,29 @@ def convert_file(
         classes=model.classes,
         converted=converted,
         assumptions=model.assumptions,
+    )
+
+
+def _of_file(source: Path, error: CheckpointError) -> CheckpointError:
+    return CheckpointError(replace(each, where=f"{source}: {each.where}") for each in error.problems)
+
+
+def _write_backbone(
+    file: ForeignFile, out: Path, backbone: ForeignBackbone, *, system: str, why: str
+) -> ConversionReport:
+    """A file that `detector.backbone.weights` takes: tensors under torchvision's names, and nothing else."""
+    state = {name: tensor.contiguous() for name, tensor in backbone.converted.state.items()}
+    write_atomically(out, safetensors.torch.save(state))
+    return ConversionReport(
+        source=file.path,
+        out=out,
+        system=system,
+        why=why,
+        recipe_name=backbone.title,
+        classes=ClassTable(names=()),
+        converted=backbone.converted,
+        assumptions=(),
+        settings=backbone.settings,
     )
 
 

@@ -1,69 +1,63 @@
-"""State dicts of detectron2's Faster R-CNN and RetinaNet on a ResNet with FPN: how each key becomes ours.
+"""State dicts of detectron2's Faster R-CNN (FPN, C4, DC5), Cascade R-CNN and RetinaNet: how each key becomes ours.
 
 Background is the last class in both systems. The anchors of a cell are ordered size by size there and ratio by ratio
-here, so the rows of heads with several sizes change places. Its ResNets have the stride of a block in the first 1x1
-convolution (style `caffe`).
+here, so the rows of heads with several sizes change places.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from rcnn.converters.detectron2_structure import RPN, Structure
 from rcnn.converters.key_map import Added, Change, Dropped, KeyMap, Rule
-from rcnn.errors import CheckpointError, Problem
-
-Architecture = Literal["faster_rcnn", "retinanet"]
-
-_SIGNS: dict[str, Architecture] = {
-    "proposal_generator.rpn_head.objectness_logits.weight": "faster_rcnn",
-    "head.cls_score.weight": "retinanet",
-}
 
 _DROPPED = (
-    Dropped(pattern=r"pixel_(mean|std)", reason="constants of the preprocessing"),
-    Dropped(pattern=r".*anchor_generator\.cell_anchors\.\d+", reason="constants (older files keep the anchors)"),
-    Dropped(pattern=r".*num_batches_tracked", reason="a frozen batch norm counts no batches"),
+    Dropped(pattern=r"pixel_(mean|std)", reason="constants of the preprocessing: the recipe has them"),
+    Dropped(
+        pattern=r".*anchor_generator\.cell_anchors\.\d+",
+        reason="constants of older files: the recipe has them",
+    ),
+    Dropped(
+        pattern=r"roi_heads\.(mask|keypoint)_(head|pooler)\..*", reason="masks and key points, which are not found here"
+    ),
+    Dropped(pattern=r"(sem_seg_head|optimizer)\..*", reason="no part of a detector of boxes"),
 )
+_COUNTERS = Dropped(
+    pattern=r"(backbone\.(bottom_up\.)?|roi_heads\.)(stem|res\d)\..*num_batches_tracked",
+    reason="a frozen batch norm counts no batches",
+)
+_ADDED_COUNTER = "the file's batch norms are frozen and counted no batches"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Detectron2Model:
-    """What a file holds, as far as its keys tell."""
-
-    architecture: Architecture
-    key_map: KeyMap
-
-
-def recognise(state: Mapping[str, Tensor], *, num_ratios: int = 3, head_place: str = "head") -> Detectron2Model:
-    """Which detector the keys are of, and their table.
+def key_map_of(
+    structure: Structure, *, num_ratios: int = 3, head_place: str = "head", frozen_norms: bool = True
+) -> KeyMap:
+    """The table of a detector.
 
     `num_ratios` is the number of the anchors' aspect ratios, which the keys do not tell from that of their sizes;
-    `head_place` is where a one-stage head goes.
-    Raises `CheckpointError` where they are of another one, or of one without a pyramid.
+    `head_place` is where a one-stage head goes; `frozen_norms`: those of the backbone are to be frozen.
     """
-    architecture: Architecture | None = next((name for sign, name in _SIGNS.items() if sign in state), None)
-    lowest = _levels(state, "fpn_lateral")
-    if architecture is None or not lowest:
-        given = "no pyramid (fpn_lateral)" if architecture else f"none of {', '.join(_SIGNS)}"
-        raise CheckpointError(
-            Problem(
-                where="the keys",
-                given=f"{given} among {len(state)}, first {sorted(state)[:3]}",
-                allowed="a state dict of detectron2's GeneralizedRCNN or RetinaNet on a ResNet with FPN",
-            )
-        )
-    if architecture == "faster_rcnn":
-        head, added = _faster_rcnn_rules(state, num_ratios), ()
+    rules = [*_backbone_rules(structure), *_neck_rules(structure)]
+    added: tuple[Added, ...] = ()
+    if structure.architecture == "retinanet":
+        rules += _retinanet_rules(structure, num_ratios, head_place)
+        added = (_normalizer(head_place),)
     else:
-        head, added = _retinanet_rules(state, num_ratios, head_place), (_normalizer(head_place),)
-    rules = (*_backbone_rules(), *_neck_rules(lowest), *head)
-    return Detectron2Model(architecture=architecture, key_map=KeyMap(rules=rules, dropped=_DROPPED, added=added))
+        rules += [*_rpn_rules(structure, num_ratios), *_region_rules(structure)]
+    dropped = (*_DROPPED, _COUNTERS) if frozen_norms else _DROPPED
+    return KeyMap(rules=tuple(rules), dropped=dropped, added=added)
+
+
+def with_counters(key_map: KeyMap, state: Mapping[str, Tensor]) -> KeyMap:
+    """The table with a counter for each batch norm that has none, for frozen ones that go on to be trained."""
+    places = [key.removesuffix("running_mean") for key in state if key.endswith(".running_mean")]
+    missing = {f"{place}num_batches_tracked" for place in places} - state.keys()
+    ours = key_map.to_ours({key: torch.tensor(0) for key in missing}).names.values()
+    added = tuple(Added(ours=name, value=torch.tensor(0), reason=_ADDED_COUNTER) for name in ours)
+    return KeyMap(rules=key_map.rules, dropped=key_map.dropped, added=(*key_map.added, *added))
 
 
 def _normalizer(head_place: str) -> Added:
@@ -87,57 +81,65 @@ def _by_ratio(num_ratios: int, rows: int, of_anchor: int) -> Change:
     )
 
 
-def _levels(state: Mapping[str, Tensor], name: str) -> list[int]:
-    """The numbers of the pyramid's levels, which are those of the backbone's stages: 2 has stride 4."""
-    return sorted(int(match[1]) for key in state if (match := re.fullmatch(rf"backbone\.{name}(\d)\.weight", key)))
-
-
-def _backbone_rules() -> Iterable[Rule]:
-    body = "backbone.bottom_up"
+def _backbone_rules(structure: Structure) -> Iterator[Rule]:
+    body = structure.body
     yield Rule(theirs=f"{body}.stem.conv1.norm.{{}}", ours="backbone.bn1.{}")
     yield Rule(theirs=f"{body}.stem.conv1.{{}}", ours="backbone.conv1.{}")
     for stage in range(2, 6):
-        theirs, ours = f"{body}.res{stage}.{{}}", f"backbone.layer{stage - 1}.{{}}"
-        yield Rule(theirs=f"{theirs}.shortcut.norm.{{}}", ours=f"{ours}.downsample.1.{{}}")
-        yield Rule(theirs=f"{theirs}.shortcut.{{}}", ours=f"{ours}.downsample.0.{{}}")
-        for number in (1, 2, 3):
-            yield Rule(theirs=f"{theirs}.conv{number}.norm.{{}}", ours=f"{ours}.bn{number}.{{}}")
-            yield Rule(theirs=f"{theirs}.conv{number}.{{}}", ours=f"{ours}.conv{number}.{{}}")
+        theirs, ours = f"{body}.res{stage}", f"backbone.layer{stage - 1}"
+        if structure.architecture == "c4" and stage == 5:
+            theirs, ours = "roi_heads.res5", "roi.box_head.layer4"
+        yield from _stage_rules(f"{theirs}.{{}}", f"{ours}.{{}}")
 
 
-def _neck_rules(levels: Sequence[int]) -> Iterable[Rule]:
-    for index, level in enumerate(levels):
+def _stage_rules(theirs: str, ours: str) -> Iterator[Rule]:
+    yield Rule(theirs=f"{theirs}.shortcut.norm.{{}}", ours=f"{ours}.downsample.1.{{}}")
+    yield Rule(theirs=f"{theirs}.shortcut.{{}}", ours=f"{ours}.downsample.0.{{}}")
+    for number in (1, 2, 3):
+        yield Rule(theirs=f"{theirs}.conv{number}.norm.{{}}", ours=f"{ours}.bn{number}.{{}}")
+        yield Rule(theirs=f"{theirs}.conv{number}.{{}}", ours=f"{ours}.conv{number}.{{}}")
+
+
+def _neck_rules(structure: Structure) -> Iterator[Rule]:
+    for index, level in enumerate(structure.levels):
         for theirs, ours in (("fpn_lateral", "lateral"), ("fpn_output", "output")):
             yield Rule(theirs=f"backbone.{theirs}{level}.norm.{{}}", ours=f"neck.{ours}.{index}.1.{{}}")
             yield Rule(theirs=f"backbone.{theirs}{level}.{{}}", ours=f"neck.{ours}.{index}.0.{{}}")
     yield Rule(theirs="backbone.top_block.{}", ours="neck.{}")
 
 
-def _faster_rcnn_rules(state: Mapping[str, Tensor], num_ratios: int) -> Iterable[Rule]:
-    theirs, ours = "proposal_generator.rpn_head", "proposals.head.tower"
-    if f"{theirs}.conv.weight" in state:
-        yield Rule(theirs=f"{theirs}.conv.{{}}", ours=f"{ours}.convs.0.{{}}")
+def _rpn_rules(structure: Structure, num_ratios: int) -> Iterator[Rule]:
+    ours = "proposals.head.tower"
+    if structure.rpn_convs == 1:
+        yield Rule(theirs=f"{RPN}.conv.{{}}", ours=f"{ours}.convs.0.{{}}")
     else:
         # With CONV_DIMS of more than one entry the convolutions are numbered by name.
-        yield Rule(theirs=f"{theirs}.conv.conv{{}}.{{}}", ours=f"{ours}.convs.{{}}.{{}}")
-    num_anchors = len(state[f"{theirs}.objectness_logits.weight"])
+        yield Rule(theirs=f"{RPN}.conv.conv{{}}.{{}}", ours=f"{ours}.convs.{{}}.{{}}")
     for output, name, of_anchor in (("objectness_logits", "classes", 1), ("anchor_deltas", "deltas", 4)):
-        change = _by_ratio(num_ratios, num_anchors * of_anchor, of_anchor)
-        yield Rule(theirs=f"{theirs}.{output}.{{}}", ours=f"{ours}.{name}.{{}}", change=change)
-    yield Rule(theirs="roi_heads.box_head.fc1.{}", ours="roi.box_head.fc6.{}")
-    yield Rule(theirs="roi_heads.box_head.fc2.{}", ours="roi.box_head.fc7.{}")
-    yield Rule(theirs="roi_heads.box_predictor.cls_score.{}", ours="roi.predictor.classes.{}")
-    yield Rule(theirs="roi_heads.box_predictor.bbox_pred.{}", ours="roi.predictor.deltas.{}")
+        change = _by_ratio(num_ratios, structure.num_anchors * of_anchor, of_anchor)
+        yield Rule(theirs=f"{RPN}.{output}.{{}}", ours=f"{ours}.{name}.{{}}", change=change)
 
 
-def _retinanet_rules(state: Mapping[str, Tensor], num_ratios: int, place: str) -> Iterable[Rule]:
+def _region_rules(structure: Structure) -> Iterator[Rule]:
+    for stage in range(structure.stages):
+        number, roi = (f".{stage}", f"roi.stages.{stage}") if structure.stages > 1 else ("", "roi")
+        head = f"roi_heads.box_head{number}"
+        for conv in range(structure.box_convs):
+            yield Rule(theirs=f"{head}.conv{conv + 1}.norm.{{}}", ours=f"{roi}.box_head.convs.{conv}.1.{{}}")
+            yield Rule(theirs=f"{head}.conv{conv + 1}.{{}}", ours=f"{roi}.box_head.convs.{conv}.0.{{}}")
+        layers = ("fc",) if structure.box_convs else ("fc6", "fc7")
+        if structure.architecture != "c4":
+            for index, layer in enumerate(layers, 1):
+                yield Rule(theirs=f"{head}.fc{index}.{{}}", ours=f"{roi}.box_head.{layer}.{{}}")
+        predictor = f"roi_heads.box_predictor{number}"
+        yield Rule(theirs=f"{predictor}.cls_score.{{}}", ours=f"{roi}.predictor.classes.{{}}")
+        yield Rule(theirs=f"{predictor}.bbox_pred.{{}}", ours=f"{roi}.predictor.deltas.{{}}")
+
+
+def _retinanet_rules(structure: Structure, num_ratios: int, place: str) -> Iterable[Rule]:
     for theirs, ours in (("cls_subnet", "class_tower"), ("bbox_subnet", "box_tower")):
-        # Convolutions and activations take turns in one list.
-        numbers = sorted({int(key.split(".")[2]) for key in state if key.startswith(f"head.{theirs}.")})
-        for index, number in enumerate(numbers):
-            yield Rule(theirs=f"head.{theirs}.{number}.{{}}", ours=f"{place}.tower.{ours}.layers.{index}.0.{{}}")
-    num_anchors = len(state["head.bbox_pred.weight"]) // 4
-    for output, name in (("cls_score", "classes"), ("bbox_pred", "deltas")):
-        rows = len(state[f"head.{output}.weight"])
-        change = _by_ratio(num_ratios, rows, rows // num_anchors)
+        for index in range(structure.tower_convs):
+            yield Rule(theirs=f"head.{theirs}.{2 * index}.{{}}", ours=f"{place}.tower.{ours}.layers.{index}.0.{{}}")
+    for output, name, of_anchor in (("cls_score", "classes", structure.num_classes), ("bbox_pred", "deltas", 4)):
+        change = _by_ratio(num_ratios, structure.num_anchors * of_anchor, of_anchor)
         yield Rule(theirs=f"head.{output}.{{}}", ours=f"{place}.tower.{name}.{{}}", change=change)
