@@ -96,6 +96,6 @@ def test_a_signal_to_one_process_stops_both_and_they_go_on_bit_by_bit(two: tuple
 
 def test_a_loss_that_is_not_finite_on_one_process_stops_both(two: tuple[Path, str]) -> None:
     folder, said = two
-    assert "loss term box: nan on pictures [105]" in said
+    assert "loss term box: nan on pictures 105" in said
     assert said.count("the run cannot go on (1 problem)") == 2
     assert not RunFolder(folder / "spoilt").last.exists()

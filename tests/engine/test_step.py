@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(scaled: bool) -> None
         take(trainer, [4, 1])
     message = str(caught.value)
     for part in (
-        "step 7, loss term box: nan on pictures [104, 101]",
+        "step 7, loss term box: nan on pictures 104, 101",
         "train.optimizer.lr",
         "train.warm_up.steps",
         "train.clip_norm",
@@ -136,7 +136,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update() -> None:
     detector = SpoiltDetector("gradient")
     before = values(detector)
     trainer, optimizer = stepper(detector, clip_norm=1.0)
-    with pytest.raises(RunError, match=r"step 7, gradients: not finite \(norm (inf|nan)\) .*\[100\]"):
+    with pytest.raises(RunError, match=r"step 7, gradients: not finite \(norm (inf|nan)\) .* 100;"):
         take(trainer, [0])
     torch.testing.assert_close(values(detector), before, rtol=0, atol=0)
     assert not optimizer.state

@@ -9,6 +9,8 @@ import pytest
 
 import rcnn
 from rcnn.config.edit import edit
+from rcnn.data.folder import read_dataset
+from rcnn.data.proposals import ProposalFile, write_proposals
 from rcnn.engine.accelerator import build_accelerator
 from rcnn.engine.checkpoint import load_into
 from rcnn.engine.evaluate import predict_all
@@ -98,6 +100,20 @@ def test_a_damaged_file_is_found_before_the_training_begins(tiny, dumped, tmp_pa
     assert problem.where.startswith(f"{tmp_path}/spoiled, picture ")
     assert problem.given == "1 scores are not from 0 to 1, the first 7"
     assert problem.remedy == "make it anew: rcnn proposals dump CHECKPOINT --data DIR"
+    assert not (tmp_path / "run").exists()
+
+
+def test_scores_that_a_fusion_would_miss_are_told_before_the_training_begins(tiny, dumped, tmp_path) -> None:
+    file = ProposalFile(dumped / "val")
+    table = read_dataset(str(tiny.data), split="val")
+    with write_proposals(tmp_path / "boxes", table, origin=file.origin, scored=False) as writer:
+        for index in range(len(table)):
+            writer.add(file[index])
+    recipe = edit(
+        fast_recipe(tiny, dumped), {"detector.roi.fusion": "sqrt", "data.eval_proposals": str(tmp_path / "boxes")}
+    )
+    with pytest.raises(DataError, match=r"detector\.roi\.fusion: sqrt, and proposals without scores in .*boxes"):
+        rcnn.train(recipe, run_folder=tmp_path / "run", data=tiny.data, device="cpu")
     assert not (tmp_path / "run").exists()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,10 @@ Batch = tuple[ImageBatch, Sequence[Target]]
 
 # GradScaler halves its scale at every overflow: after this many in a row the scale itself is next to nothing.
 MAX_OVERFLOWS = 30
-LOOK_AT = "lower train.optimizer.lr or train.clip_norm, or lengthen train.warm_up.steps; look at these pictures"
+LOOK_AT = (
+    "nothing was updated; lower train.optimizer.lr, lower train.clip_norm or give one, lengthen train.warm_up.steps or "
+    "give a warm-up; look at these pictures"
+)
 
 
 class LossModule(nn.Module):
@@ -54,7 +57,13 @@ class Stepper:
     """Trains a detector by one step at a time. The optimizer is touched only after every number was found finite."""
 
     def __init__(
-        self, *, detector: AbstractDetector, optimizer: Optimizer, accelerator: Accelerator, clip_norm: float | None
+        self,
+        *,
+        detector: AbstractDetector,
+        optimizer: Optimizer,
+        accelerator: Accelerator,
+        clip_norm: float | None,
+        name_picture: Callable[[int], str] = str,
     ) -> None:
         self._accelerator = accelerator
         self._clip_norm = clip_norm
@@ -62,6 +71,7 @@ class Stepper:
         self._module, self._optimizer = accelerator.prepare(LossModule(detector), optimizer)
         self._parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
         self._overflows = 0
+        self._name_picture = name_picture
 
     def step(self, batches: Sequence[Batch], *, number: int, stop_signal: int, save_due: bool) -> StepResult:
         """One update from the mean loss of `batches`; `number` is for messages.
@@ -124,27 +134,25 @@ class Stepper:
         self, result: StepResult, terms: dict[str, Tensor], batches: Sequence[Batch], number: int
     ) -> None:
         if not all(map(math.isfinite, result.losses.values())):
-            shares = gather_objects(self._accelerator, _non_finite_terms(terms, batches, number))
-            raise RunError([problem for share in shares for problem in share])
+            mine = _non_finite_terms(terms, self._names(batches), number)
+            raise RunError([problem for share in gather_objects(self._accelerator, mine) for problem in share])
         self._overflows = 0 if math.isfinite(result.gradient_norm) else self._overflows + 1
         # With a loss scaler an overflow is ordinary: the scaler skips the update and lowers its scale.
         if self._overflows > (MAX_OVERFLOWS if self._accelerator.scaler is not None else 0):
             where = f"step {number}, gradients"
-            given = f"not finite (norm {result.gradient_norm}) though every loss is; pictures {_image_ids(batches)}"
-            raise RunError(Problem(where=where, given=given, remedy=f"nothing was updated; {LOOK_AT}"))
+            given = f"not finite (norm {result.gradient_norm}) though every loss is; pictures {self._names(batches)}"
+            raise RunError(Problem(where=where, given=given, remedy=LOOK_AT))
+
+    def _names(self, batches: Sequence[Batch]) -> str:
+        return ", ".join(self._name_picture(image_id) for images, _ in batches for image_id in images.image_ids)
 
 
-def _non_finite_terms(terms: dict[str, Tensor], batches: Sequence[Batch], number: int) -> list[Problem]:
-    return [
-        Problem(
-            where=f"step {number}, loss term {name}",
-            given=f"{value.item()} on pictures {_image_ids(batches)}",
-            remedy=f"nothing was updated; {LOOK_AT}",
-        )
-        for name, value in terms.items()
-        if not math.isfinite(value.item())
-    ]
-
-
-def _image_ids(batches: Sequence[Batch]) -> list[int]:
-    return [image_id for images, _ in batches for image_id in images.image_ids]
+def _non_finite_terms(terms: dict[str, Tensor], pictures: str, number: int) -> list[Problem]:
+    """One problem of this process, with all terms; none where all are finite."""
+    values = {name: value.item() for name, value in terms.items()}
+    spoilt = {name: value for name, value in values.items() if not math.isfinite(value)}
+    if not spoilt:
+        return []
+    where = f"step {number}, loss term{'s' if len(spoilt) > 1 else ''} {', '.join(spoilt)}"
+    given = f"{' and '.join(sorted({str(value) for value in spoilt.values()}))} on pictures {pictures}"
+    return [Problem(where=where, given=given, remedy=LOOK_AT)]

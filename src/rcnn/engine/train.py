@@ -98,20 +98,23 @@ def train(
     settings: TrainSettings,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
     on_preview: Callable[[], Pictures] | None = None,
+    name_picture: Callable[[int], str] = str,
     progress: AbstractProgress | None = None,
     resume: bool = False,
 ) -> TrainSummary:
     """Trains `detector` and leaves checkpoints, metrics and curves in `run`.
 
     `schedule` gives the learning rate's factor for a step. `evaluate` is called on every process and the metrics of the
-    first count; `on_preview` is called on the first only. Raises RunError for a loss that is not finite or a full disk,
-    Interrupted after SIGINT or SIGTERM (the state is saved then), CheckpointError where `resume` cannot be done.
+    first count; `on_preview` is called on the first only; `name_picture` says what an image id is called in messages.
+    Raises RunError for a loss that is not finite or a full disk, Interrupted after SIGINT or SIGTERM (the state is
+    saved then), CheckpointError where `resume` cannot be done.
     """
     shown = progress if progress and accelerator.is_main_process else SilentProgress()
     with StopRequest() as stop:
         loop = _Loop(
             detector=detector, loader=train_loader, optimizer=optimizer, schedule=schedule, accelerator=accelerator,
             run=run, meta=meta, settings=settings, evaluate=evaluate, on_preview=on_preview, progress=shown, stop=stop,
+            name_picture=name_picture,
         )  # fmt: skip
         try:
             return loop.run(resume=resume)
@@ -158,6 +161,7 @@ class _Loop:
         on_preview: Callable[[], Pictures] | None,
         progress: AbstractProgress,
         stop: StopRequest,
+        name_picture: Callable[[int], str],
     ) -> None:
         self._detector, self._loader, self._optimizer, self._schedule = detector, loader, optimizer, schedule
         self._accelerator, self._run, self._meta, self._settings = accelerator, run, meta, settings
@@ -166,6 +170,7 @@ class _Loop:
         self._total_steps = settings.epochs * self._steps_per_epoch
         if settings.max_steps is not None:
             self._total_steps = min(self._total_steps, settings.max_steps)
+        self._name_picture = name_picture
         self._position = _Position()
         self._metrics: Mapping[str, float] = {}
         self._journal: Journal | None = None
@@ -178,7 +183,7 @@ class _Loop:
             self._detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._stepper = Stepper(
             detector=self._detector, optimizer=self._optimizer, accelerator=self._accelerator,
-            clip_norm=self._settings.clip_norm,
+            clip_norm=self._settings.clip_norm, name_picture=self._name_picture,
         )  # fmt: skip
         if resume:
             self._resume()

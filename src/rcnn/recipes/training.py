@@ -235,9 +235,14 @@ class _Training:
             ),
             evaluate=self._metrics if self._evaluation_loader is not None else None,
             on_preview=self._preview if judged.pictures else None,
+            name_picture=self._name_of_picture,
             progress=self._progress,
             resume=resume,
         )
+
+    def _name_of_picture(self, image_id: int) -> str:
+        table = self._splits.train
+        return table.file_names[int(np.flatnonzero(table.image_ids == image_id)[0])]
 
     def _how_to_go_on(self) -> Problem:
         path = data_path(self._recipe.data)
