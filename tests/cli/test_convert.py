@@ -76,11 +76,12 @@ def test_the_converted_detector_detects_the_same(
 
 
 def test_the_file_of_a_whole_training(theirs: nn.Module, file: Path, tmp_path: Path, rcnn_command) -> None:
-    """As torchvision's references save it: optimizer, schedule, epoch, and the command line as a Namespace."""
+    """As torchvision's references save it: optimizer, schedule, epoch, and the command line as a Namespace; and with
+    the prefix that it has where the wrapper for several devices was saved."""
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
     content = {
-        "model": theirs.state_dict(), "optimizer": optimizer.state_dict(), "lr_scheduler": {"last_epoch": 3},
-        "args": argparse.Namespace(dataset="coco", lr=0.02, world_size=8), "epoch": 3,
+        "model": nn.DataParallel(theirs).state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3,
+        "lr_scheduler": {"last_epoch": 3}, "args": argparse.Namespace(dataset="coco", lr=0.02, world_size=8),
     }  # fmt: skip
     torch.save(content, tmp_path / "model_3.pth")
     (tmp_path / "names.txt").write_text("\n".join(NAMES) + "\n\n")
@@ -89,6 +90,7 @@ def test_the_file_of_a_whole_training(theirs: nn.Module, file: Path, tmp_path: P
         "detector.roi.score_threshold=0.3", "--keys",
     )  # fmt: skip
     assert code == 0
+    assert "every name began with module., as a wrapper of the model adds it: taken off" in out
     assert "800 pixels; for the 320-pixel model: --recipe faster_rcnn_mobilenet_v3_large_320_fpn" in out
     assert "rpn.head.cls_logits.weight -> proposals.head.tower.classes.weight" in out
     checkpoint = read_weights(tmp_path / "a.safetensors")

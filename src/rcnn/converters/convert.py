@@ -47,11 +47,13 @@ class ConversionReport:
     classes: ClassTable
     converted: Converted
     assumptions: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What was done to the names of the file before anything else."""
     settings: tuple[str, ...] | None = None
     """What a recipe with these weights has, where they are a backbone's alone; None: they are a detector's."""
 
     def lines(self, keys: bool) -> list[str]:
-        lines = [f"{self.source}: {self.system}, because {self.why}", *self._subject()]
+        lines = [f"{self.source}: {self.system}, because {self.why}", *self.notes, *self._subject()]
         lines += [
             *(f"assumed: {text}" for text in self.assumptions),
             f"{len(self.converted.names)} tensors converted, {len(self.converted.dropped)} left out for a reason",
@@ -132,6 +134,7 @@ def convert_file(
         classes=model.classes,
         converted=converted,
         assumptions=model.assumptions,
+        notes=file.notes,
     )
 
 
@@ -154,6 +157,7 @@ def _write_backbone(
         classes=ClassTable(names=()),
         converted=backbone.converted,
         assumptions=(),
+        notes=file.notes,
         settings=backbone.settings,
     )
 
