@@ -53,13 +53,15 @@ def resolve(
     overrides: Sequence[str] = (),
     hints: Mapping[str, str] | None = None,
     python: Callable[[Path], S] | None = None,
+    foreign: Callable[[Path, Any], S | None] | None = None,
 ) -> Resolved[S]:
     """The recipe that a name, a file or a spec means, after the `path=value` texts of the command line.
 
     `hints` says what a key of another system is called here, `python` reads the config of one in a `.py`
-    file as data. Errors: `RecipeError` with every mistake.
+    file as data, `foreign` that in a YAML file whose data it knows (None where it does not).
+    Errors: `RecipeError` with every mistake.
     """
-    chain = _Chain(spec_type=spec_type, named=named, python=python)
+    chain = _Chain(spec_type=spec_type, named=named, python=python, foreign=foreign)
     chain.add(source, Path())
     root = chain.root
     if root is None:
@@ -146,6 +148,7 @@ class _Chain(Generic[S]):
     spec_type: type[S]
     named: Mapping[str, Callable[[], S]]
     python: Callable[[Path], S] | None = None
+    foreign: Callable[[Path, Any], S | None] | None = None
     root: Branch | None = None
     root_name: str = ""
     patches: list[_Patch] = field(default_factory=list)
@@ -211,7 +214,10 @@ class _Chain(Generic[S]):
 
     def _add_data(self, data: Any, path: Path) -> None:
         fields = list(fields_of(self.spec_type))
-        if not isinstance(data, Table) or not data:
+        whole = None if self.foreign is None else self.foreign(path, data)
+        if whole is not None:
+            self._add_whole(branch_of(whole, str(path)), str(path), "")
+        elif not isinstance(data, Table) or not data:
             given = "the file is empty" if not data else f"this is {given_text(data)}"
             self._report(str(path), given, "a mapping of base, set, remove")
         elif set(data) & set(_PATCH_KEYS) or not set(map(str, data)) & set(fields):

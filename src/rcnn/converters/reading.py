@@ -1,9 +1,9 @@
 """Files of other systems, read without running anything in them.
 
 What a file is, its first bytes say: a zip archive or a row of pickles of `torch.save`, a plain pickle (detectron2 and
-Detectron), or safetensors (timm). Pickles go through a machine of our own (`pickles`) and not through `torch.load`:
-`weights_only=True` trusts the lengths that a file states, and refuses MMDetection's files for what lies beside the
-weights.
+Detectron), safetensors (timm) or MindSpore's protobuf (`mindspore_file`). Pickles go through a machine of our own
+(`pickles`) and not through `torch.load`: `weights_only=True` trusts the lengths that a file states, and refuses
+MMDetection's files for what lies beside the weights.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from rcnn.converters import pickles
 from rcnn.converters.interface import ForeignFile
+from rcnn.converters.mindspore_file import is_mindspore, read_mindspore
 from rcnn.converters.pickled_values import (
     Attributed,
     Budget,
@@ -60,7 +61,7 @@ def read_foreign(source: Path) -> ForeignFile:
         raise CheckpointError(Problem(where=str(source), given=given, remedy="check the path"))
     try:
         with source.open("rb") as file:
-            start = file.read(64)
+            start = file.read(512)
         return _read_by_content(source, start)
     except OSError as error:
         raise CheckpointError(Problem(where=str(source), given=f"cannot be read: {error.strerror}")) from error
@@ -75,10 +76,12 @@ def _read_by_content(source: Path, start: bytes) -> ForeignFile:
         return _read_pickle(source)
     if start[8:9] == b"{":
         return _read_safetensors(source)
+    if is_mindspore(start):
+        return _read_mindspore(source)
     known = {b"": "an empty file", b"version https://git-lfs": "a pointer of Git LFS", b"<": "a page of the web"}
     what = next((text for begin, text in known.items() if start.startswith(begin) and (begin or not start)), None)
     given = f"not a file of weights{f' ({what})' if what else ''}"
-    allowed = "torch.save (.pth), a pickle of protocol 2 or newer (.pkl), safetensors"
+    allowed = "torch.save (.pth), a pickle of protocol 2 or newer (.pkl), safetensors, MindSpore (.ckpt)"
     raise CheckpointError(Problem(where=str(source), given=given, allowed=allowed, remedy="take another copy of it"))
 
 
@@ -98,6 +101,12 @@ def _read_safetensors(source: Path) -> ForeignFile:
     _refuse(list(_odd_names(source, tensors)))
     usable = {name: _usable(value) for name, value in tensors.items()}
     return _without_prefixes(ForeignFile(path=source, tensors=usable, meta=meta))
+
+
+def _read_mindspore(source: Path) -> ForeignFile:
+    found = read_mindspore(source)
+    tensors = {name: _usable(value) for name, value in found.tensors.items()}
+    return _without_prefixes(ForeignFile(path=source, tensors=tensors, meta=found.texts))
 
 
 def _read_pickle(source: Path) -> ForeignFile:

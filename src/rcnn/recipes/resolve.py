@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rcnn.config.edit import Resolved, resolve
 from rcnn.recipes.catalogue import RECIPES
+from rcnn.recipes.mindspore_config import is_mindspore_config, read_mindspore_config
 from rcnn.recipes.mmdetection.config import read_mmdetection_config
 from rcnn.recipes.recipe import Recipe
 
@@ -34,9 +35,13 @@ def resolve_recipe(
 ) -> Resolved[Recipe]:
     """The recipe that a name, a file or a recipe means, after the `path=value` texts of the command line.
 
-    A `.py` file is a config of MMDetection, read as data; `allow_unmapped` takes it without what has no counterpart.
-    Errors: `RecipeError` with every mistake.
+    A `.py` file is a config of MMDetection, read as data, a YAML file with MindSpore RCNN's keys one of its configs;
+    `allow_unmapped` takes them without what has no counterpart.
+    A checkpoint of ours (`.safetensors`) stands for the recipe inside.
+    Errors: `RecipeError` with every mistake, `CheckpointError`.
     """
+    if isinstance(source, (str, Path)) and Path(source).suffix == ".safetensors":
+        source = _recipe_inside(Path(source))
     return resolve(
         source,
         spec_type=Recipe,
@@ -44,4 +49,14 @@ def resolve_recipe(
         overrides=overrides,
         hints=MMDETECTION_KEYS,
         python=lambda path: read_mmdetection_config(path, allow_unmapped=allow_unmapped).recipe,
+        foreign=lambda path, data: (
+            read_mindspore_config(path, allow_unmapped=allow_unmapped).recipe if is_mindspore_config(data) else None
+        ),
     )
+
+
+def _recipe_inside(path: Path) -> Recipe:
+    from rcnn.engine.checkpoint import read_meta
+    from rcnn.recipes.checkpoints import recipe_inside
+
+    return recipe_inside(path, read_meta(path))
