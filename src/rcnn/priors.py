@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rcnn.records import LevelShape, Size
+from rcnn.records import Levels, LevelShape, Size
 
 # "nominal": the level's stride. "image_over_grid": padded image side // grid side, as torchvision infers it; the two
 # differ where a level was rounded up (its P6 at 608 px has 10 cells, 60 px apart).
@@ -152,3 +152,12 @@ class PointGenerator:
         y = (torch.arange(shape.height, device=device, dtype=dtype) + self.offset) * stride_y
         y, x = torch.meshgrid(y, x, indexing="ij")
         return torch.stack((x, y), dim=-1).reshape(-1, 2)
+
+
+def priors_of(
+    generator: AnchorGenerator | PointGenerator, levels: Levels, *, like: Tensor
+) -> list[Float[Tensor, "priors _"]]:
+    """Anchors or points of each level on the device of `like`, at least in float32: coordinates of large pictures need
+    it."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return generator(levels.shapes, levels.padded_size, dtype=dtype, device=like.device)

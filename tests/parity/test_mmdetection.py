@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rcnn.config.edit import edit
 from rcnn.converters.mmdet import MMDetectionModel, recognise
-from rcnn.dense.atss import ATSSHead, anchors_of, match_batch
+from rcnn.dense.atss import ATSSHead, match_batch
 from rcnn.dense.fcos import FCOSHead
 from rcnn.dense.gfl import GFLHead
 from rcnn.dense.interface import AbstractDenseHead, DensePrediction
@@ -29,6 +29,7 @@ from rcnn.detectors.first_stage import ProposalDetector
 from rcnn.detectors.one_stage import OneStageDetector
 from rcnn.detectors.two_stage import TwoStageDetector
 from rcnn.engine.checkpoint import load_into
+from rcnn.priors import priors_of as priors_on
 from rcnn.proposals import ProposalStage
 from rcnn.recipes import dense_catalogue
 from rcnn.recipes.models import build_detector
@@ -232,7 +233,7 @@ def priors_of(head: AbstractDenseHead, prediction: DensePrediction) -> list[Tens
         case FCOSHead():
             return head.make_points(prediction)
         case ATSSHead() | GFLHead():
-            return anchors_of(head.anchors, prediction.levels, like=prediction.boxes[0])
+            return priors_on(head.anchors, prediction.levels, like=prediction.boxes[0])
     raise AssertionError(type(head))
 
 

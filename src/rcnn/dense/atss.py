@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from rcnn.boxes.coding import DeltaCoder, centerness_of
@@ -18,11 +17,11 @@ from rcnn.dense.assignment import Assignment, assign, cells_of_picture, scatter_
 from rcnn.dense.class_loss import focal_class_loss
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, per_prior
-from rcnn.dense.towers import ConvTower, MakeNorm, Scale, group_norm, prior_bias, start_small
+from rcnn.dense.towers import MakeNorm, Scale, group_norm, prior_bias, start_small, two_towers
 from rcnn.matching.atss import ATSSMatcher
 from rcnn.matching.iou import Matches
 from rcnn.ops.losses import iou_loss, mean_over_processes
-from rcnn.priors import AnchorGenerator
+from rcnn.priors import AnchorGenerator, priors_of
 from rcnn.records import Levels, Losses, Target
 
 
@@ -40,9 +39,8 @@ class ATSSTower(nn.Module):
         make_norm: MakeNorm | None,
     ) -> None:
         super().__init__()
-        self.class_tower, self.box_tower = (
-            ConvTower(in_channels=in_channels, channels=channels, num_convs=num_convs, make_norm=make_norm)
-            for _ in range(2)
+        self.class_tower, self.box_tower = two_towers(
+            in_channels=in_channels, channels=channels, num_convs=num_convs, make_norm=make_norm
         )
         width = self.class_tower.out_channels
         self.classes = nn.Conv2d(width, num_classes, 3, padding=1)
@@ -107,7 +105,7 @@ class ATSSHead(AbstractDenseHead):
         return DensePrediction(classes=classes, boxes=deltas, quality=centerness, levels=levels)
 
     def loss(self, prediction: DensePrediction, targets: Sequence[Target]) -> Losses:
-        anchors = anchors_of(self.anchors, prediction.levels, like=prediction.boxes[0])
+        anchors = priors_of(self.anchors, prediction.levels, like=prediction.boxes[0])
         wanted = assign(match_batch(self.matcher, anchors, prediction.levels, targets, self.size_divisor_px), targets)
         references = torch.cat(anchors)[wanted.priors]
         dtype = references.dtype
@@ -135,7 +133,7 @@ class ATSSHead(AbstractDenseHead):
     def decode(self, prediction: DensePrediction, *, per_level: int | None, score_threshold: float) -> list[Candidates]:
         return self.selector(
             prediction,
-            anchors_of(self.anchors, prediction.levels, like=prediction.boxes[0]),
+            priors_of(self.anchors, prediction.levels, like=prediction.boxes[0]),
             lambda deltas, anchors, _: self.coder.decode(deltas, anchors),
             per_level=per_level,
             score_threshold=score_threshold,
@@ -145,12 +143,6 @@ class ATSSHead(AbstractDenseHead):
 def square_anchors(strides_px: Sequence[int], scale: float) -> AnchorGenerator:
     """One anchor per cell, `scale` strides wide and high."""
     return AnchorGenerator(sizes_px=tuple((stride * scale,) for stride in strides_px), heights_over_widths=(1.0,))
-
-
-def anchors_of(generator: AnchorGenerator, levels: Levels, *, like: Tensor) -> list[Float[Tensor, "_ 4"]]:
-    """Anchors per level, at least in float32: coordinates of large pictures need it."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return generator(levels.shapes, levels.padded_size, dtype=dtype, device=like.device)
 
 
 def match_batch(

@@ -19,7 +19,7 @@ from rcnn.dense.selection import CandidateSelector, per_prior
 from rcnn.dense.towers import ConvTower, MakeNorm, Scale, group_norm, prior_bias, start_small
 from rcnn.matching.heatmap import HeatMap, HeatMapMatcher
 from rcnn.ops.losses import distance_giou_loss, mean_over_processes, off_peak_focal_loss, peak_focal_loss
-from rcnn.priors import PointGenerator
+from rcnn.priors import PointGenerator, priors_of
 from rcnn.records import Levels, Losses, Target
 
 # "shared": the heat map is read from the boxes' tower (CenterNet2's class-agnostic one). "own": from a second one.
@@ -113,9 +113,7 @@ class CenterNetHead(AbstractDenseHead):
 
     def make_points(self, prediction: DensePrediction) -> list[Tensor]:
         """The middles of the cells per level, at least in float32."""
-        like = prediction.boxes[0]
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        return self.points(prediction.levels.shapes, dtype=dtype, device=like.device)
+        return priors_of(self.points, prediction.levels, like=prediction.boxes[0])
 
     def loss(self, prediction: DensePrediction, targets: Sequence[Target]) -> Losses:
         points = self.make_points(prediction)

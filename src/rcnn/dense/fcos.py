@@ -18,11 +18,11 @@ from rcnn.dense.assignment import Assignment, assign
 from rcnn.dense.class_loss import focal_class_loss
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, ScoreFusion, per_prior
-from rcnn.dense.towers import ConvTower, MakeNorm, Scale, group_norm, prior_bias, start_small
+from rcnn.dense.towers import MakeNorm, Scale, group_norm, prior_bias, start_small, two_towers
 from rcnn.matching.centre import CentreMatcher
 from rcnn.matching.iou import Matches
 from rcnn.ops.losses import IoULossKind, iou_loss, mean_over_processes
-from rcnn.priors import PointGenerator
+from rcnn.priors import PointGenerator, priors_of
 from rcnn.records import Levels, LevelShape, Losses, Target
 
 # The tower that centerness is read from.
@@ -57,15 +57,8 @@ class FCOSTower(nn.Module):
         scaled: bool,
     ) -> None:
         super().__init__()
-        self.class_tower, self.box_tower = (
-            ConvTower(
-                in_channels=in_channels,
-                channels=channels,
-                num_convs=num_convs,
-                make_norm=make_norm,
-                conv_bias=conv_bias,
-            )
-            for _ in range(2)
+        self.class_tower, self.box_tower = two_towers(
+            in_channels=in_channels, channels=channels, num_convs=num_convs, make_norm=make_norm, conv_bias=conv_bias
         )
         width = self.class_tower.out_channels
         self.centerness_branch: CenternessBranch = centerness_branch
@@ -144,10 +137,8 @@ class FCOSHead(AbstractDenseHead):
         return DensePrediction(classes=classes, boxes=distances, quality=centerness, levels=levels)
 
     def make_points(self, prediction: DensePrediction) -> list[Float[Tensor, "_ 2"]]:
-        """Points per level, at least in float32: coordinates of large pictures need it."""
-        like, levels = prediction.boxes[0], prediction.levels
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        return self.points(levels.shapes, levels.padded_size, dtype=dtype, device=like.device)
+        """Points per level, at least in float32."""
+        return priors_of(self.points, prediction.levels, like=prediction.boxes[0])
 
     def to_pixels(self, raw: Float[Tensor, "*shape"], stride_px: int | Tensor) -> Float[Tensor, "*shape"]:
         """Distances in pixels from the raw numbers of a level."""

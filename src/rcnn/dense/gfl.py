@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from rcnn.boxes.coding import DistanceCoder
 from rcnn.boxes.geometry import centres, paired_iou
 from rcnn.dense.assignment import Assignment, assign
-from rcnn.dense.atss import anchors_of, match_batch, square_anchors
+from rcnn.dense.atss import match_batch, square_anchors
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, per_prior
-from rcnn.dense.towers import ConvTower, MakeNorm, Scale, group_norm, prior_bias, start_small
+from rcnn.dense.towers import MakeNorm, Scale, group_norm, prior_bias, start_small, two_towers
 from rcnn.matching.atss import ATSSMatcher
 from rcnn.ops.losses import distribution_focal_loss, iou_loss, mean_over_processes, quality_focal_loss
+from rcnn.priors import priors_of
 from rcnn.records import Levels, Losses, Target
 
 # A wanted distance stays this far below the last bin, so that it has a bin on either side (MMDetection).
@@ -42,9 +43,8 @@ class GFLTower(nn.Module):
         make_norm: MakeNorm | None,
     ) -> None:
         super().__init__()
-        self.class_tower, self.box_tower = (
-            ConvTower(in_channels=in_channels, channels=channels, num_convs=num_convs, make_norm=make_norm)
-            for _ in range(2)
+        self.class_tower, self.box_tower = two_towers(
+            in_channels=in_channels, channels=channels, num_convs=num_convs, make_norm=make_norm
         )
         width = self.class_tower.out_channels
         self.classes = nn.Conv2d(width, num_classes, 3, padding=1)
@@ -117,7 +117,7 @@ class GFLHead(AbstractDenseHead):
         return DensePrediction(classes=classes, boxes=sides, levels=levels)
 
     def loss(self, prediction: DensePrediction, targets: Sequence[Target]) -> Losses:
-        anchors = anchors_of(self.anchors, prediction.levels, like=prediction.boxes[0])
+        anchors = priors_of(self.anchors, prediction.levels, like=prediction.boxes[0])
         wanted = assign(match_batch(self.matcher, anchors, prediction.levels, targets, self.size_divisor_px), targets)
         dtype = anchors[0].dtype
         logits = per_prior(prediction.classes, self.num_classes).flatten(0, 1).to(dtype)
@@ -164,7 +164,7 @@ class GFLHead(AbstractDenseHead):
 
         return self.selector(
             prediction,
-            anchors_of(self.anchors, prediction.levels, like=prediction.boxes[0]),
+            priors_of(self.anchors, prediction.levels, like=prediction.boxes[0]),
             decode_boxes,
             per_level=per_level,
             score_threshold=score_threshold,

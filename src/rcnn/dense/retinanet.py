@@ -19,9 +19,9 @@ from rcnn.dense.class_loss import focal_class_loss
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.normalizers import LossNormalizer, by_batch
 from rcnn.dense.selection import CandidateSelector, per_prior
-from rcnn.dense.towers import ConvTower, MakeNorm, prior_bias, start_small
+from rcnn.dense.towers import MakeNorm, prior_bias, start_small, two_towers
 from rcnn.matching.iou import IoUMatcher, Matches
-from rcnn.priors import AnchorGenerator, octave_anchors
+from rcnn.priors import AnchorGenerator, octave_anchors, priors_of
 from rcnn.records import Levels, LevelShape, Losses, Size, Target
 
 # From deltas and wanted deltas, both [P, 4], to a loss of each number.
@@ -43,9 +43,8 @@ class RetinaNetTower(nn.Module):
         make_norm: MakeNorm | None,
     ) -> None:
         super().__init__()
-        self.class_tower, self.box_tower = (
-            ConvTower(in_channels=in_channels, channels=channels, num_convs=num_convs, make_norm=make_norm)
-            for _ in range(2)
+        self.class_tower, self.box_tower = two_towers(
+            in_channels=in_channels, channels=channels, num_convs=num_convs, make_norm=make_norm
         )
         width = self.class_tower.out_channels
         self.classes = nn.Conv2d(width, num_anchors * num_classes, 3, padding=1)
@@ -111,10 +110,8 @@ class RetinaNetHead(AbstractDenseHead):
         return DensePrediction(classes=classes, boxes=deltas, levels=levels)
 
     def make_anchors(self, prediction: DensePrediction) -> list[Float[Tensor, "_ 4"]]:
-        """Anchors per level, at least in float32: coordinates of large pictures need it."""
-        like, levels = prediction.boxes[0], prediction.levels
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        return self.anchors(levels.shapes, levels.padded_size, dtype=dtype, device=like.device)
+        """Anchors per level, at least in float32."""
+        return priors_of(self.anchors, prediction.levels, like=prediction.boxes[0])
 
     def match(self, anchors_xyxy: Tensor, target: Target, size: Size, shapes: Sequence[LevelShape]) -> Matches:
         """Matches of all anchors of a picture."""

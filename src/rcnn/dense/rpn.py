@@ -24,7 +24,7 @@ from rcnn.dense.selection import CandidateSelector, ClipTo, per_prior
 from rcnn.matching.iou import IoUMatcher, Matches
 from rcnn.matching.sampling import BalancedSampler, EverySampler, Sample
 from rcnn.ops.sparse_gradient import conv_for_sampled_loss
-from rcnn.priors import AnchorGenerator
+from rcnn.priors import AnchorGenerator, priors_of
 from rcnn.records import Levels, LevelShape, Losses, Size, Target
 
 BoxLoss = Callable[[Tensor, Tensor], Tensor]
@@ -130,14 +130,8 @@ class RPNHead(AbstractDenseHead):
         )
 
     def make_anchors(self, prediction: DensePrediction) -> list[Tensor]:
-        """Anchors per level [H_l * W_l * A, 4], at least in float32: coordinates of large pictures need it."""
-        like = prediction.boxes[0]
-        return self.anchors(
-            prediction.levels.shapes,
-            prediction.levels.padded_size,
-            dtype=torch.promote_types(like.dtype, torch.float32),
-            device=like.device,
-        )
+        """Anchors per level [H_l * W_l * A, 4], at least in float32."""
+        return priors_of(self.anchors, prediction.levels, like=prediction.boxes[0])
 
     def match(
         self, anchors_xyxy: Tensor, target: Target, size: Size, shapes: Sequence[LevelShape] | None = None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rcnn.boxes.coding import DistanceCoder, centerness_of
 from rcnn.boxes.geometry import centres
 from rcnn.dense.assignment import assign, cells_of_picture, scatter_matches
-from rcnn.dense.atss import anchors_of, match_batch, square_anchors
+from rcnn.dense.atss import match_batch, square_anchors
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, per_prior
 from rcnn.dense.towers import ConvTower, MakeNorm, Scale, group_norm, prior_bias, start_small
@@ -24,6 +24,7 @@ from rcnn.matching.atss import ATSSMatcher
 from rcnn.matching.iou import Matches
 from rcnn.matching.task_aligned import TaskAlignedMatcher
 from rcnn.ops.losses import iou_loss, mean_over_processes, quality_focal_loss, sigmoid_focal_loss
+from rcnn.priors import priors_of
 from rcnn.records import Levels, LevelShape, Losses, Target
 
 
@@ -158,7 +159,7 @@ class TOODHead(AbstractDenseHead):
         self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, levels: Levels) -> DensePrediction:
-        anchors = anchors_of(self.anchors, levels, like=levels.maps[0])
+        anchors = priors_of(self.anchors, levels, like=levels.maps[0])
         classes, boxes = [], []
         for level, (x, some, shape) in enumerate(zip(levels.maps, anchors, levels.shapes, strict=True)):
             logits, fit, distances, shifts = self.tower(x, level)
@@ -173,7 +174,7 @@ class TOODHead(AbstractDenseHead):
 
     def loss(self, prediction: DensePrediction, targets: Sequence[Target]) -> Losses:
         initial = self._is_initial()
-        anchors = anchors_of(self.anchors, prediction.levels, like=prediction.boxes[0])
+        anchors = priors_of(self.anchors, prediction.levels, like=prediction.boxes[0])
         logits, boxes = per_prior(prediction.classes, self.num_classes), per_prior(prediction.boxes, 4)
         if initial:
             matches = match_batch(self.initial_matcher, anchors, prediction.levels, targets, self.size_divisor_px)
@@ -225,7 +226,7 @@ class TOODHead(AbstractDenseHead):
     def decode(self, prediction: DensePrediction, *, per_level: int | None, score_threshold: float) -> list[Candidates]:
         return self.selector(
             prediction,
-            anchors_of(self.anchors, prediction.levels, like=prediction.boxes[0]),
+            priors_of(self.anchors, prediction.levels, like=prediction.boxes[0]),
             lambda boxes, anchors, _: boxes,
             per_level=per_level,
             score_threshold=score_threshold,

@@ -52,6 +52,19 @@ class ConvTower(nn.Module):
         return x
 
 
+def two_towers(
+    *, in_channels: int, channels: int, num_convs: int, make_norm: MakeNorm | None, conv_bias: bool | None = None
+) -> tuple[ConvTower, ConvTower]:
+    """Equal ones, for classes and for boxes."""
+    for_classes, for_boxes = (
+        ConvTower(
+            in_channels=in_channels, channels=channels, num_convs=num_convs, make_norm=make_norm, conv_bias=conv_bias
+        )
+        for _ in range(2)
+    )
+    return for_classes, for_boxes
+
+
 class Scale(nn.Module):
     """A number that is learnt and that a map is multiplied with: one per pyramid level lets levels share a tower."""
 

@@ -23,7 +23,7 @@ from rcnn.dense.towers import MakeNorm, prior_bias
 from rcnn.matching.iou import Matches
 from rcnn.matching.simota import SimOTAMatcher
 from rcnn.ops.losses import mean_over_processes
-from rcnn.priors import AnchorGenerator
+from rcnn.priors import AnchorGenerator, priors_of
 from rcnn.records import Levels, Losses, Target
 
 # A box is at most ten thousand strides wide: what is larger in an untrained head would overflow float32 as an area.
@@ -147,13 +147,7 @@ class YOLOXHead(AbstractDenseHead):
 
     def make_squares(self, prediction: DensePrediction) -> list[Tensor]:
         """Per level a square of one stride around each cell's top left corner [H_l * W_l, 4], at least in float32."""
-        like = prediction.boxes[0]
-        return self.squares(
-            prediction.levels.shapes,
-            prediction.levels.padded_size,
-            dtype=torch.promote_types(like.dtype, torch.float32),
-            device=like.device,
-        )
+        return priors_of(self.squares, prediction.levels, like=prediction.boxes[0])
 
     def loss(self, prediction: DensePrediction, targets: Sequence[Target]) -> Losses:
         squares = torch.cat(self.make_squares(prediction))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,12 +68,7 @@ def build_head(spec: DenseHeadSpec, neck: AbstractNeck, *, num_classes: int, div
             return _build_fcos(spec, neck, num_classes)
         case ATSSSpec():
             return ATSSHead(
-                in_channels=neck.channels,
-                num_classes=num_classes,
-                strides_px=neck.strides_px,
-                channels=spec.channels,
-                num_convs=spec.num_convs,
-                make_norm=_optional_norm(spec.norm),
+                **_above(neck, spec, num_classes),
                 anchor_scale=spec.anchor_scale,
                 matcher=_build_atss_matcher(spec.matcher),
                 coder=build_coder(spec.coder),
@@ -82,12 +77,7 @@ def build_head(spec: DenseHeadSpec, neck: AbstractNeck, *, num_classes: int, div
             )
         case GFLSpec():
             return GFLHead(
-                in_channels=neck.channels,
-                num_classes=num_classes,
-                strides_px=neck.strides_px,
-                channels=spec.channels,
-                num_convs=spec.num_convs,
-                make_norm=_optional_norm(spec.norm),
+                **_above(neck, spec, num_classes),
                 max_distance=spec.max_distance,
                 anchor_scale=spec.anchor_scale,
                 matcher=_build_atss_matcher(spec.matcher),
@@ -101,6 +91,30 @@ def build_head(spec: DenseHeadSpec, neck: AbstractNeck, *, num_classes: int, div
             return _build_centernet(spec, neck, num_classes)
         case YOLOXSpec():
             return _build_yolox(spec, neck, num_classes)
+
+
+class _Above(TypedDict):
+    """What heads of a tower on a pyramid have in common."""
+
+    in_channels: int
+    num_classes: int
+    strides_px: tuple[int, ...]
+    channels: int
+    num_convs: int
+    make_norm: Callable[[int], nn.Module] | None
+
+
+def _above(
+    neck: AbstractNeck, spec: RetinaNetSpec | FCOSSpec | ATSSSpec | GFLSpec | TOODSpec, num_classes: int
+) -> _Above:
+    return _Above(
+        in_channels=neck.channels,
+        num_classes=num_classes,
+        strides_px=neck.strides_px,
+        channels=spec.channels,
+        num_convs=spec.num_convs,
+        make_norm=_optional_norm(spec.norm),
+    )
 
 
 def _build_rpn(spec: RPNSpec, neck: AbstractNeck, num_classes: int, divisor_px: int) -> RPNHead:
@@ -131,12 +145,7 @@ def _divisor(beyond_picture: BeyondPicture, divisor_px: int) -> int | None:
 def _build_retinanet(spec: RetinaNetSpec, neck: AbstractNeck, num_classes: int, divisor_px: int) -> RetinaNetHead:
     normalizers = {"batch": by_batch, "picture": by_picture}
     return RetinaNetHead(
-        in_channels=neck.channels,
-        num_classes=num_classes,
-        strides_px=neck.strides_px,
-        channels=spec.channels,
-        num_convs=spec.num_convs,
-        make_norm=_optional_norm(spec.norm),
+        **_above(neck, spec, num_classes),
         anchors=None if spec.anchors is None else build_anchors(spec.anchors, neck),
         matcher=build_matcher(spec.matcher),
         coder=build_coder(spec.coder),
@@ -149,12 +158,7 @@ def _build_retinanet(spec: RetinaNetSpec, neck: AbstractNeck, num_classes: int, 
 
 def _build_fcos(spec: FCOSSpec, neck: AbstractNeck, num_classes: int) -> FCOSHead:
     return FCOSHead(
-        in_channels=neck.channels,
-        num_classes=num_classes,
-        strides_px=neck.strides_px,
-        channels=spec.channels,
-        num_convs=spec.num_convs,
-        make_norm=_optional_norm(spec.norm),
+        **_above(neck, spec, num_classes),
         conv_bias=spec.conv_bias,
         scaled=spec.scaled,
         centerness_branch=spec.centerness_branch,
@@ -173,12 +177,7 @@ def _build_fcos(spec: FCOSSpec, neck: AbstractNeck, num_classes: int) -> FCOSHea
 
 def _build_tood(spec: TOODSpec, neck: AbstractNeck, num_classes: int, divisor_px: int) -> TOODHead:
     return TOODHead(
-        in_channels=neck.channels,
-        num_classes=num_classes,
-        strides_px=neck.strides_px,
-        channels=spec.channels,
-        num_convs=spec.num_convs,
-        make_norm=_optional_norm(spec.norm),
+        **_above(neck, spec, num_classes),
         anchor_scale=spec.anchor_scale,
         matcher=TaskAlignedMatcher(
             candidates=spec.matcher.candidates,
