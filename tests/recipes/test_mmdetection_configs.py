@@ -7,6 +7,7 @@ skipped, and `.ci/run` fails where they are. `RCNN_UPDATE_GOLDEN=1` writes docs/
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -113,7 +114,8 @@ def outcome(file: Path, root: Path) -> Outcome:
         found.millions = built(structure(found.translation.recipe.detector)) / 1e6
     except RcnnError as error:
         texts = [str(problem) for problem in error.problems if "--allow-unmapped" not in problem.remedy]
-        found.problems = [text.replace(f"{file}:", "line ").replace(f"{root}/", "") for text in texts]
+        found.problems = [re.sub(rf"{re.escape(str(file))}:(\d+):", r"line \1:", text) for text in texts]
+        found.problems = [text.replace(f"{file}: ", "").replace(f"{root}/", "") for text in found.problems]
     return found
 
 
@@ -157,8 +159,8 @@ NAMED = {
 EXPLAINED = {
     "min_side_px": "MMDetection drops boxes without area; ours leaves them (0 px)",
     "border_ends": "of no effect where anchors may reach over the border",
-    "level_map": "MMDetection counts maps from the finest, ours by their stride: the same on P2 to P5; on P3 to P7 (FCOS "
-    "as first stage) ours takes the map that the FPN paper has for a size, MMDetection one coarser",
+    "level_map": "MMDetection counts maps from the finest, ours by their stride: the same on P2 to P5; on P3 to P7, of "
+    "FCOS as first stage, ours takes the map that the FPN paper has for a size, MMDetection one coarser",
     "backbone.weights": "MMDetection names a file that has to be fetched; ours starts from random numbers, or a file",
     "proposals.test_limit": "MMDetection takes all proposals of the file in evaluation",
 }
