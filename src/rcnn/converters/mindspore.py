@@ -19,14 +19,24 @@ from rcnn.records import ClassTable
 _NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 _TRUNK = "backbone.bottom_up."
 
+# A stem, and blocks: what stands where in both. The kinds are told apart by name, so that the table reads both ways.
+_NORMS = {
+    "bn1": "bn1",
+    "layer{}.bn{}": "layer{}.bn{}",
+    "layer{}.down_sample.1": "layer{}.downsample.1",
+}
+_CONVS = {
+    "conv1": "conv1",
+    "layer{}.conv{}": "layer{}.conv{}",
+    "layer{}.down_sample.0": "layer{}.downsample.0",
+}
 _RULES = (
     *(
-        Rule(theirs=f"{_TRUNK}{{}}.down_sample.1.{theirs}", ours=f"backbone.{{}}.downsample.1.{ours}")
+        Rule(theirs=f"{_TRUNK}{their_norm}.{theirs}", ours=f"backbone.{our_norm}.{ours}")
+        for their_norm, our_norm in _NORMS.items()
         for theirs, ours in _NORM.items()
     ),
-    *(Rule(theirs=f"{_TRUNK}{{}}.{theirs}", ours=f"backbone.{{}}.{ours}") for theirs, ours in _NORM.items()),
-    Rule(theirs=f"{_TRUNK}{{}}.down_sample.0.weight", ours="backbone.{}.downsample.0.weight"),
-    Rule(theirs=f"{_TRUNK}{{}}.weight", ours="backbone.{}.weight"),
+    *(Rule(theirs=f"{_TRUNK}{theirs}.weight", ours=f"backbone.{ours}.weight") for theirs, ours in _CONVS.items()),
     Rule(theirs="backbone.lateral_convs.{}.conv.0.{}", ours="neck.lateral.{}.0.{}"),
     Rule(theirs="backbone.fpn_convs.{}.conv.0.{}", ours="neck.output.{}.0.{}"),
     Rule(theirs="rpn_head.rpn_feat.rpn_conv.{}", ours="proposals.head.tower.convs.0.{}"),
