@@ -273,6 +273,55 @@ def test_the_config_inside(layout: Layout) -> None:
     assert (head.distances, head.centerness_branch, head.matcher.radius_strides) == ("relu", "boxes", 2.5)
 
 
+# What MMDetection 3 writes beside `model` in the text of a config: here the least that says the rest.
+CONFIG_OF_3 = """
+train_dataloader = dict(batch_size=2, dataset=dict(type='CocoDataset', data_root='/nowhere', pipeline=[
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='Resize', scale=(1333, 800), keep_ratio=True), dict(type='RandomFlip', prob=0.5),
+    dict(type='PackDetInputs')]))
+val_dataloader = dict(batch_size=1, dataset=dict(type='CocoDataset', data_root='/nowhere', pipeline=[
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True), dict(type='PackDetInputs')]))
+val_evaluator = dict(type='CocoMetric', metric='bbox')
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=7)
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001))
+param_scheduler = [dict(type='MultiStepLR', begin=0, end=7, by_epoch=True, milestones=[4, 6], gamma=0.1)]
+load_from = '/nowhere/else.pth'
+"""
+
+
+def as_text(value: object) -> str:
+    """As mmengine writes it."""
+    if isinstance(value, dict):
+        return f"dict({', '.join(f'{key}={as_text(inner)}' for key, inner in value.items())})"
+    return f"[{', '.join(map(as_text, value))}]" if isinstance(value, list) else repr(value)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_config_inside_says_what_the_keys_do(case: str, shared: Path, layout: Layout) -> None:
+    """Two ways to one detector: the converter's own of the keys, and that of configs, on the recorded config."""
+    manifest = json.loads((shared / "oracles" / "mmdetection" / case / "manifest.json").read_text())
+    text = f"model = {as_text(manifest['config']['model'])}\n{CONFIG_OF_3}"
+    inside = recognised(layout(case), cfg=text)
+    assert inside.recipe_name.endswith("by the config inside")
+    detector = recognised(layout(case), name=f"{case}.pth").recipe.detector
+    assert inside.recipe.detector == detector
+    # Where its data and its start were is not the user's.
+    assert (inside.recipe.data.path, inside.recipe.train.init_from) == (None, None)
+    assert inside.recipe.train.epochs == 7
+
+
+def test_a_config_inside_of_another_structure(layout: Layout, shared: Path) -> None:
+    manifest = json.loads((shared / "oracles" / "mmdetection" / FASTER / "manifest.json").read_text())
+    manifest["config"]["model"]["backbone"]["depth"] = 101
+    model = recognised(layout(FASTER), cfg=f"model = {as_text(manifest['config']['model'])}\n{CONFIG_OF_3}")
+    assert any("of another structure than the tensors" in text for text in model.assumptions)
+    assert isinstance(model.recipe.detector.backbone, ResNetSpec)
+    assert model.recipe.detector.backbone.depth == 50
+    reads_files = recognised(layout(FASTER), cfg="_base_ = ['/etc/passwd']\nmodel = dict(backbone=dict(style='caffe'))")
+    assert reads_files.recipe.detector.image.channel_order == "bgr"
+
+
 @pytest.mark.parametrize("text", ["model = [" * 300, "x = " + "-" * 20000 + "1", "model = 1\0", "model = {[]: 1}", "("])
 def test_a_config_inside_that_is_none(text: str, layout: Layout) -> None:
     assert recognised(layout(FASTER), config=text).recipe == recognised(layout(FASTER)).recipe
@@ -359,7 +408,7 @@ def test_other_shapes_are_named(layout: Layout) -> None:
         "rpn_head.rpn_cls.weight": meta(15, 256, 1, 1),
         "rpn_head.rpn_reg.weight": meta(60, 256, 1, 1),
     }
-    with pytest.raises(CheckpointError, match="15 anchors in each cell; allowed: 3.*--config"):
+    with pytest.raises(CheckpointError, match=r"15 anchors in each cell; allowed: 3.*--config"):
         recognised(many)
     shallow = {key: value for key, value in layout(FASTER).items() if "layer4.2" not in key}
     with pytest.raises(CheckpointError, match=r"layers of \(3, 4, 6, 2\) bottlenecks"):

@@ -1,4 +1,5 @@
-"""MMDetection's detectors, stage by stage in float64: our recipes, with checkpoints rebuilt under its key names.
+"""MMDetection's detectors, stage by stage in float64: checkpoints rebuilt as it writes them, and the recipes that the
+converter makes of them.
 
 Inference is compared on one of the two pictures, padded as in the batch; RCNN_PARITY=full takes both. Training is
 compared on both.
@@ -9,16 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from oracle import Oracle
 from recorded import TRAIN_STAGES, MapMemory, Maps, Preprocessing, check_gradients, only, pictures_of
-from torch import Tensor, nn
+from torch import Tensor
 
 from rcnn.config.edit import edit
-from rcnn.converters.mmdet import MMDetectionModel, recognise
+from rcnn.converters.interface import ForeignFile, Wanted
+from rcnn.converters.key_map import KeyMap
+from rcnn.converters.mmdet_structure import head_prefix
+from rcnn.converters.mmdet_system import MMDetectionSystem
 from rcnn.dense.atss import ATSSHead, match_batch
 from rcnn.dense.fcos import FCOSHead
 from rcnn.dense.gfl import GFLHead
@@ -31,9 +36,9 @@ from rcnn.detectors.two_stage import TwoStageDetector
 from rcnn.engine.checkpoint import load_into
 from rcnn.priors import priors_of as priors_on
 from rcnn.proposals import ProposalStage
-from rcnn.recipes import dense_catalogue
+from rcnn.recipes.heads import RPNSpec
 from rcnn.recipes.models import build_detector
-from rcnn.recipes.recipe import FirstStageSpec, Recipe
+from rcnn.recipes.recipe import OneStageSpec, ProposalsSpec, Recipe, TwoStageSpec
 from rcnn.records import Detections, ImageBatch, Levels, Losses, Proposals, Target
 from rcnn.roi.cascade import CascadeStage
 from rcnn.roi.regions import SampledRegions
@@ -42,69 +47,35 @@ from rcnn.transforms.geometry import scale_boxes
 
 # In one process, where a case finds the maps of the one before.
 pytestmark = pytest.mark.xdist_group("parity with MMDetection")
-PREPROCESSING = Preprocessing(rounding="round_half_up", kernel="bilinear_uint8", labels="coco80")
 Detector = OneStageDetector | TwoStageDetector | ProposalDetector
-Overrides = Mapping[str, object]
-
-# What the recorded runs had otherwise than the recipes: all samples, fewer proposals; and what MMDetection has that the
-# recipes leave out: a side must be more than 0, and a picture without a positive counts as if it had one.
-ONE_STAGE: Overrides = {"detector.min_side_px": 1e-9}
-FIRST: Overrides = {"detector.proposals.train.post_nms": 500, "detector.proposals.min_side_px": 1e-9}
-RPN: Overrides = {
-    **FIRST,
-    "detector.proposals.head.sampler": {"type": "every"},
-    "detector.proposals.head.loss_count": "at_least_one_positive",
-}
-REGIONS: Overrides = {
-    "detector.roi.sampler": {"type": "every"},
-    # Boxes of up to 112 px come from the finest map, whatever its stride.
-    "detector.roi.pooling.level_map": {
-        "canonical_size_px": 56.0,
-        "canonical_level": 0,
-        "epsilon_place": "inside",
-        "count": "by_position",
-    },
-}
-# Its how-to has another mean than FCOS's own config.
-CAFFE: Overrides = {"detector.image.mean": (103.53, 116.28, 123.675), "detector.proposals.init_from": None}
-
-
-def faster_rcnn_resnet50_fpn() -> Recipe:
-    """MMDetection's has no recipe of that name here: the RPN's first stage, Fast R-CNN's second."""
-    first = dense_catalogue.rpn_resnet50_fpn().detector
-    assert isinstance(first, FirstStageSpec)
-    # As a first stage it proposes half of what it does alone.
-    proposals = edit(first.proposals, {"test.pre_nms": 1000})
-    return edit(dense_catalogue.fast_rcnn_resnet50_fpn(), {"detector.proposals": proposals})
-
 
 # In an order in which a case has the pyramid, or at least the backbone, of the one before.
-CASES: Mapping[str, tuple[Callable[[], Recipe], Overrides]] = {
-    "atss_r50_fpn_1x": (dense_catalogue.atss_resnet50_fpn, ONE_STAGE),
-    "gfl_r50_fpn_1x": (dense_catalogue.gfl_resnet50_fpn, ONE_STAGE),
-    "retinanet_r50_fpn_1x": (dense_catalogue.retinanet_resnet50_fpn, ONE_STAGE),
-    "faster-rcnn_r50_fpn_fcos-rpn_1x": (dense_catalogue.faster_rcnn_resnet50_fpn_fcos_rpn, {**FIRST, **REGIONS}),
-    "faster-rcnn_r50_fpn_1x": (faster_rcnn_resnet50_fpn, {**RPN, **REGIONS}),
-    "rpn_r50_fpn_1x": (dense_catalogue.rpn_resnet50_fpn, {**RPN, "detector.proposals.test.pre_nms": 2000}),
-    "cascade-rcnn_r50_fpn_1x": (dense_catalogue.cascade_rcnn_resnet50_fpn, {**RPN, **REGIONS}),
-    "fcos_r50-caffe_fpn_gn-head_1x": (dense_catalogue.fcos_resnet50_caffe_fpn_gn, ONE_STAGE),
-    "faster-rcnn_r50-caffe_fpn_fcos-rpn_1x": (
-        dense_catalogue.faster_rcnn_resnet50_caffe_fpn_fcos_rpn,
-        {**FIRST, **REGIONS, **CAFFE},
-    ),
-}
+CASES = (
+    "atss_r50_fpn_1x",
+    "gfl_r50_fpn_1x",
+    "retinanet_r50_fpn_1x",
+    "faster-rcnn_r50_fpn_fcos-rpn_1x",
+    "faster-rcnn_r50_fpn_1x",
+    "rpn_r50_fpn_1x",
+    "cascade-rcnn_r50_fpn_1x",
+    "fcos_r50-caffe_fpn_gn-head_1x",
+    "faster-rcnn_r50-caffe_fpn_fcos-rpn_1x",
+)
 
 
-def build(name: str) -> Detector:
-    make_recipe, overrides = CASES[name]
-    detector = build_detector(edit(make_recipe(), overrides).detector, num_classes=80, pretrained=False)
-    assert isinstance(detector, Detector)
-    if isinstance(detector, TwoStageDetector) and isinstance(detector.proposals, ProposalStage):
-        head = detector.proposals.head
-        if isinstance(head, RPNHead):
-            # Of anchors inside alone; one that ends at the very edge is none to MMDetection.
-            head.border_ends = "excluded"
-    return detector.double().eval()
+def as_recorded(recipe: Recipe, train_overrides: Mapping[str, object]) -> Recipe:
+    """What the recorded runs had otherwise than MMDetection's configs: samplers that draw all, fewer proposals."""
+    assert train_overrides["samplers"] == "num = 10**9"
+    changes: dict[str, object] = {}
+    detector = recipe.detector
+    if not isinstance(detector, OneStageSpec):
+        assert isinstance(detector.proposals, ProposalsSpec)
+        changes["detector.proposals.train.post_nms"] = train_overrides["rpn_proposal_max_per_img"]
+        if isinstance(detector.proposals.head, RPNSpec):
+            changes["detector.proposals.head.sampler"] = {"type": "every"}
+    if isinstance(detector, TwoStageSpec):
+        changes["detector.roi.sampler"] = {"type": "every"}
+    return edit(recipe, changes)
 
 
 @dataclass
@@ -112,7 +83,9 @@ class Case:
     """A detector with the recorded weights, and the maps of its trunk."""
 
     oracle: Oracle
-    model: MMDetectionModel
+    recipe: Recipe
+    key_map: KeyMap
+    head_prefix: str
     detector: Detector
     names: Mapping[str, str]
     memory: MapMemory
@@ -138,35 +111,46 @@ class Case:
     def train_batch(self, stage: str) -> tuple[ImageBatch, list[Target]]:
         long_side, short_side = self.oracle.manifest["train_overrides"]["scale"]
         boxes = TRAIN_STAGES[stage]
-        return PREPROCESSING.batch(self.oracle, short_side=short_side, max_long_side=long_side, boxes=boxes)
+        return self.preprocessing.batch(self.oracle, short_side=short_side, max_long_side=long_side, boxes=boxes)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """That of the recipe."""
+        image = self.recipe.detector.image
+        return Preprocessing(rounding=image.rounding, kernel=image.kernel, labels="coco80")
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+@pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest, oracle: Callable[[str], Oracle], memory: MapMemory) -> Case:
+    """From the checkpoint alone: `recognise` makes the recipe, of which only what was recorded otherwise is changed."""
     recorded = oracle(f"mmdetection/{request.param}")
-    detector = build(request.param)
     state = recorded.state_dict()
-    frozen = not isinstance(detector.backbone.get_submodule("bn1"), nn.BatchNorm2d)
-    # The head of the RPN detector is a first stage here.
-    place = "head" if isinstance(detector, OneStageDetector) else "proposals.head"
-    model = recognise(state, norms="frozen" if frozen else "trained", head_place=place)
-    converted = model.key_map.to_ours(state)
+    file = ForeignFile(path=Path(f"{request.param}_coco.pth"), tensors=state, meta={"meta": {}})
+    assert MMDetectionSystem().signs(file) is not None
+    model = MMDetectionSystem().recognise(file, Wanted())
+    recipe = as_recorded(model.recipe, recorded.manifest["train_overrides"])
+    detector = build_detector(recipe.detector, num_classes=len(model.classes), pretrained=False).double().eval()
+    assert isinstance(detector, Detector)
+    key_map = model.key_map(recipe)
+    converted = key_map.to_ours(model.tensors)
     assert set(converted.names) | set(converted.dropped) == set(state)
     load_into(detector, converted.state)
-    number = list(CASES).index(request.param)
     return Case(
         oracle=recorded,
-        model=model,
+        recipe=recipe,
+        key_map=key_map,
+        head_prefix=head_prefix(state),
         detector=detector,
         names=converted.names,
         memory=memory,
-        pictures=pictures_of(number),
+        pictures=pictures_of(CASES.index(request.param)),
     )
 
 
 @torch.no_grad()
 def test_inference(case: Case) -> None:
-    both, _ = PREPROCESSING.batch(case.oracle, short_side=800, max_long_side=1333)
+    image = case.recipe.detector.image
+    both, _ = case.preprocessing.batch(case.oracle, short_side=image.short_side, max_long_side=image.max_long_side)
     check_preprocessing(case, both)
     for picture in case.pictures:
         batch = only(both, picture)
@@ -210,7 +194,7 @@ def check_maps(case: Case, stage: str, maps: Maps, first: int) -> None:
 
 
 def check_head(case: Case, prediction: DensePrediction, picture: int) -> None:
-    head = f"eval/{case.model.head_prefix}"
+    head = f"eval/{case.head_prefix}"
     for level in range(len(prediction.classes)):
         case.oracle.check_rows(f"{head}/cls/{level}", prediction.classes[level], picture)
         case.oracle.check_rows(f"{head}/reg/{level}", recorded_boxes(case.head, prediction, level), picture)
@@ -299,7 +283,7 @@ def test_training(case: Case, stage: str) -> None:
     losses = losses_of(case, stage, prediction, targets)
     check_losses(case, stage, losses)
     if stage == "train":
-        check_gradients(case.oracle, case.detector, case.model.key_map, case.names, maps, losses)
+        check_gradients(case.oracle, case.detector, case.key_map, case.names, maps, losses)
 
 
 def losses_of(case: Case, stage: str, prediction: DensePrediction, targets: Sequence[Target]) -> Losses:

@@ -7,13 +7,19 @@ it is read as data.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal, cast
 
+from rcnn.config.edit import edit
 from rcnn.converters.interface import ForeignFile
 from rcnn.converters.mmdet_recipes import Conventions, FCOSOptions, Style
 from rcnn.converters.mmdet_versions import Version, version_of
+from rcnn.recipes.mmdetection.config import Translation, read_mmdetection_config
+from rcnn.recipes.recipe import OneStageSpec, ProposalsSpec, ResNetSpec
 
 _LONGEST_TEXT = 1_000_000
 
@@ -24,8 +30,10 @@ class FileMeta:
 
     version: Version | None
     class_names: tuple[str, ...] | None
+    config: str | None
+    """The text of the config inside."""
     settings: Mapping[str, object]
-    """Of the config inside; empty without one that can be read."""
+    """Those of that text; empty without one that can be read."""
 
     @property
     def model(self) -> Mapping[str, object]:
@@ -45,11 +53,39 @@ def read_meta(file: ForeignFile) -> FileMeta:
         version = (3, 0)
     dataset = _mapping(meta.get("dataset_meta"))
     names = (_names(given) for given in (dataset.get("classes"), dataset.get("CLASSES"), meta.get("CLASSES")))
+    config = meta.get("cfg") or meta.get("config")
     return FileMeta(
         version=version,
+        config=config if isinstance(config, str) else None,
         class_names=next((found for found in names if found), None),
-        settings=_settings(meta.get("cfg") or meta.get("config")),
+        settings=_settings(config),
     )
+
+
+def recipe_inside(meta: FileMeta) -> Translation | None:
+    """The recipe that the config inside means, without what has no counterpart; None without one that can be read.
+
+    What it starts from, and where its data lie, is not part of it. Raises `RecipeError` where it is of a detector that
+    is not built here.
+    """
+    # Its bases are resolved; one that names any would have files read that the user did not name.
+    if not meta.model or meta.config is None or re.search(r"\b_base_\b", meta.config):
+        return None
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "the config inside.py"
+        path.write_text(meta.config, encoding="utf-8", errors="replace")
+        found = read_mmdetection_config(path, allow_unmapped=True)
+    detector = found.recipe.detector
+    changes: dict[str, object] = {
+        "source": "the config inside its checkpoint",
+        "data.path": None,
+        "train.init_from": None,
+    }
+    if not isinstance(detector, OneStageSpec) and isinstance(detector.proposals, ProposalsSpec):
+        changes["detector.proposals.init_from"] = None
+    if isinstance(detector.backbone, ResNetSpec) and detector.backbone.weights != "imagenet":
+        changes["detector.backbone.weights"] = None
+    return replace(found, recipe=edit(found.recipe, changes))
 
 
 def conventions_of(meta: FileMeta, *, style: Style, version_1: bool) -> Conventions:

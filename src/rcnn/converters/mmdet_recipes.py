@@ -188,7 +188,7 @@ def _head_spec(structure: Structure, head: HeadStructure, conventions: Conventio
     strides = tuple(4 * 2 ** (structure.pyramid.first_map + level) for level in range(structure.pyramid.num_levels))
     if head.kind == "rpn":
         assert isinstance(detector, (TwoStageSpec, FirstStageSpec))
-        return _rpn(head, conventions, detector, strides)
+        return _rpn(head, conventions, detector, strides, width=structure.pyramid.channels)
     tower = {"num_convs": head.num_convs, "channels": head.channels, "norm": head.norm}
     match head.kind:
         case "fcos":
@@ -213,7 +213,12 @@ def _head_spec(structure: Structure, head: HeadStructure, conventions: Conventio
 
 
 def _rpn(
-    head: HeadStructure, conventions: Conventions, detector: TwoStageSpec | FirstStageSpec, strides: tuple[int, ...]
+    head: HeadStructure,
+    conventions: Conventions,
+    detector: TwoStageSpec | FirstStageSpec,
+    strides: tuple[int, ...],
+    *,
+    width: int,
 ) -> RPNSpec:
     assert detector.proposals.type == "head"
     base = detector.proposals.head
@@ -225,9 +230,10 @@ def _rpn(
     )
     changes: dict[str, object] = {
         "num_convs": head.num_convs,
-        "channels": head.channels,
+        "channels": None if head.channels == width else head.channels,
         "anchors": anchors,
         "objectness": "softmax" if head.softmax else "sigmoid",
+        "border_ends": "excluded",
     }
     if conventions.version_1:
         changes["box_loss"] = SmoothL1Spec()

@@ -5,18 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from rcnn.converters.coco_classes import coco_80_classes, with_coco_ids
 from rcnn.converters.interface import AbstractSystem, ForeignFile, ForeignModel, Wanted
 from rcnn.converters.mmdet import key_map_of
 from rcnn.converters.mmdet_export import export
-from rcnn.converters.mmdet_meta import FileMeta, conventions_of, read_meta, style_inside
+from rcnn.converters.mmdet_meta import FileMeta, conventions_of, read_meta, recipe_inside, style_inside
 from rcnn.converters.mmdet_recipes import Style, recipe_of, title_of
 from rcnn.converters.mmdet_structure import HeadKind, Structure, read_structure
 from rcnn.converters.mmdet_versions import is_of_version_1, modern_tensors
-from rcnn.errors import CheckpointError, Problem
+from rcnn.engine.checkpoint import differences
+from rcnn.errors import CheckpointError, Problem, RcnnError, RecipeError
 from rcnn.recipes.datasets import OBJECT
+from rcnn.recipes.mmdetection.config import Translation
+from rcnn.recipes.models import build_detector
 from rcnn.recipes.recipe import FirstStageSpec, OneStageSpec, Recipe
 from rcnn.records import ClassTable
 
@@ -52,15 +56,10 @@ class MMDetectionSystem(AbstractSystem):
         version_1 = is_of_version_1(file.tensors) or (meta.version is not None and meta.version < (2, 0))
         # A second stage outside roi_head is older than the change of the RPN's classes, too.
         tensors = modern_tensors(file.tensors, (1, 0) if version_1 else meta.version)
-        if wanted.recipe is None:
-            structure = read_structure(tensors)
-            _refuse_other_types(structure, meta)
-            style, why = _style(file, structure, meta)
-            recipe = recipe_of(structure, conventions_of(meta, style=style, version_1=version_1))
-            name = title_of(structure)
-            assumptions = [*why, *_assumptions(structure, meta, recipe, version_1)]
-        else:
+        if wanted.recipe is not None:
             recipe, name, assumptions = wanted.recipe, wanted.recipe_name or "the config that was given", []
+        else:
+            recipe, name, assumptions = _recipe(file, tensors, meta, version_1)
         classes, of_classes = _classes(tensors, recipe, meta, wanted.class_names)
         return ForeignModel(
             recipe_name=name,
@@ -73,6 +72,54 @@ class MMDetectionSystem(AbstractSystem):
 
     def export(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, object]:
         return export(state, recipe)
+
+
+def _recipe(
+    file: ForeignFile, tensors: Mapping[str, Tensor], meta: FileMeta, version_1: bool
+) -> tuple[Recipe, str, list[str]]:
+    """By the config inside, else by keys and shapes: the recipe, what it is called, and what was assumed for it."""
+    structure = read_structure(tensors)
+    _refuse_other_types(structure, meta)
+    unread = []
+    try:
+        inside = None if version_1 else recipe_inside(meta)
+    except RecipeError as error:
+        inside = None
+        unread = [f"the config inside is not used, for {error.problems[0]} ({len(error.problems)} problems in all)"]
+    if inside is not None and not _fits(tensors, structure, inside.recipe):
+        inside, unread = None, ["the config inside is not used, for it is of another structure than the tensors"]
+    if inside is not None:
+        return inside.recipe, f"{title_of(structure)}, by the config inside", _said_of(inside)
+    style, why = _style(file, structure, meta)
+    recipe = recipe_of(structure, conventions_of(meta, style=style, version_1=version_1))
+    return recipe, title_of(structure), [*unread, *why, *_assumptions(structure, meta, recipe, version_1)]
+
+
+def _fits(tensors: Mapping[str, Tensor], structure: Structure, recipe: Recipe) -> bool:
+    """Whether the recipe builds what the tensors are of."""
+    part = structure.regions or structure.head
+    assert part is not None
+    try:
+        with torch.device("meta"):
+            detector = build_detector(recipe.detector, num_classes=part.num_classes, pretrained=False)
+        converted = key_map_of(tensors, recipe).to_ours(tensors)
+    except RcnnError:
+        return False
+    return not any(differences(detector.state_dict(), converted.state))
+
+
+_SHOWN = 3
+
+
+def _said_of(inside: Translation) -> list[str]:
+    """What of the config inside is otherwise here, the first of each."""
+    said = []
+    for what, findings in (("has no counterpart here", inside.unmapped), ("differs here", inside.differing)):
+        if findings:
+            more = f" (and {len(findings) - _SHOWN} more)" if len(findings) > _SHOWN else ""
+            first = "; ".join(f"{each.path}={each.value} ({each.reason})" for each in findings[:_SHOWN])
+            said.append(f"of the config inside {what}: {first}{more}")
+    return said
 
 
 def _refuse_other_types(structure: Structure, meta: FileMeta) -> None:
