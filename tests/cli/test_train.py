@@ -137,13 +137,6 @@ def test_two_processes_one_run_said_once(tiny, tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs/quickstart/tensorboard").iterdir())) == 1
 
 
-def test_two_processes_one_error(tiny, tmp_path: Path) -> None:
-    code, out, err = torchrun("train", "quickstart", "--data", tmp_path / "nowhere", folder=tmp_path)
-    assert code == 1
-    assert out == ""
-    assert err.count("there is no such folder") == 1
-
-
 def test_a_picture_that_one_of_two_processes_cannot_read(tiny, tmp_path: Path) -> None:
     """Told once, by the one that saw it; the other ends without a traceback of its own."""
     shutil.copytree(tiny.data, tmp_path / "data")
@@ -163,6 +156,16 @@ def test_what_is_said_before_the_processes_know_each_other(monkeypatch: pytest.M
     assert not processes.is_first_to_say("x") and not processes.is_first_process()
     processes.leave_group(together=True)  # there is none
     assert not processes.was_left_by_another(RuntimeError("Connection closed by peer"))
+
+
+def test_what_every_process_has_to_say_is_said_once() -> None:
+    """The store that the processes share counts who said it; here one process asks for two."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert [processes.is_first_to_say(text) for text in ("no such folder", "no such folder", "x")] == [1, 0, 1]
+    finally:
+        processes.leave_group(together=True)
+    assert not torch.distributed.is_initialized()
 
 
 # ----------------------------------------------------------------------------------------------------- wrong commands
