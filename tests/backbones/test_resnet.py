@@ -12,7 +12,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FrozenBatchNorm2d
 
 from rcnn.backbones.norm import NormKind, norm_factory
-from rcnn.backbones.resnet import Depth, ResNetBackbone
+from rcnn.backbones.resnet import Cardinality, Depth, ResNetBackbone
 
 
 def theirs_and_ours(depth: Depth, norm: NormKind) -> tuple[nn.Module, ResNetBackbone]:
@@ -122,3 +122,17 @@ def test_a_dilated_last_stage_keeps_the_size_of_c4() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert found.shape == (1, 2048, 5, 7)
     assert ours.strides_px == (4, 8, 16, 16)
+
+
+def test_a_resnext_is_torchvisions() -> None:
+    from torchvision.models import resnext50_32x4d
+
+    torch.manual_seed(0)
+    theirs = resnext50_32x4d().double().eval()
+    cardinality = Cardinality(groups=32, group_width=4)
+    ours = ResNetBackbone(depth=50, make_norm=nn.BatchNorm2d, cardinality=cardinality).double().eval()
+    ours.load_state_dict({name: value for name, value in theirs.state_dict().items() if not name.startswith("fc.")})
+    pixels = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        found, expected = ours(pixels)[-1], list(stages(theirs, pixels))[-1]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)

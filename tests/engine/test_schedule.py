@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import LinearLR, MultiStepLR
+from torch.optim.lr_scheduler import ConstantLR, LinearLR, MultiStepLR
 
 from rcnn.engine.schedule import constant_schedule, cosine, cosine_schedule, multi_step, multi_step_schedule, warm_up
 
@@ -56,3 +56,15 @@ def test_multi_step_schedule_is_torchvisions() -> None:
         by_epoch.step()
     schedule = multi_step_schedule(milestones=(10, 15), warm_up_steps=4, warm_up_factor=0.001)
     assert [schedule(step) for step in range(20)] == pytest.approx(theirs)
+
+
+def test_a_constant_warm_up_is_torchs() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    by_step = ConstantLR(optimizer, factor=1 / 3, total_iters=3)
+    theirs = []
+    for _ in range(6):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        by_step.step()
+    schedule = multi_step_schedule(milestones=(), warm_up_steps=3, warm_up_factor=1 / 3, warm_up_shape="constant")
+    assert [schedule(step) for step in range(6)] == pytest.approx(theirs)
