@@ -71,7 +71,7 @@ def read_splits(data: DataSpec, *, seed: int) -> Splits:
 
 
 def has_evaluation(data: DataSpec) -> bool:
-    """Whether a training finds pictures to be judged by; annotations are not read. Raises `DataError`, `RecipeError`."""
+    """Whether a training finds pictures to judge by; annotations are not read. Raises `DataError`, `RecipeError`."""
     return data.holdout > 0 or _evaluation_split(find_layout(data_path(data)), data) is not None
 
 
