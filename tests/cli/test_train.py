@@ -176,7 +176,7 @@ def test_what_every_process_has_to_say_is_said_once() -> None:
     [
         ([], "rcnn train: no recipe; name one: rcnn train faster_rcnn_resnet18_fpn --data FOLDER"),
         (["train.epochs=2"], "rcnn train: no recipe before train.epochs=2; name one"),
-        (["quikstart"], 'there is no recipe "quikstart"; allowed: a .yaml file or one of faster_rcnn_vgg16'),
+        (["quikstart"], 'there is no recipe "quikstart"; allowed: a .yaml or .py'),
         (["quickstart"], "data.path: no data set; give its folder: --data DIR"),
         (["--resume", "nowhere"], "nowhere: is not the folder of a run; expected is nowhere/checkpoints/last"),
         (["quickstart", "--resume", "runs/x"], "quickstart beside --resume; allowed: PATH=VALUE"),
