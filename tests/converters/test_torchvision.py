@@ -17,7 +17,7 @@ from rcnn.converters import convert as converting
 from rcnn.converters.convert import convert_file, export_file
 from rcnn.converters.interface import ForeignFile
 from rcnn.converters.torchvision import coco_91_classes, convert, modern_names, recognise
-from rcnn.converters.torchvision_system import refuse_other_conventions
+from rcnn.converters.torchvision_system import TorchvisionSystem
 from rcnn.engine.checkpoint import load_into, read_weights
 from rcnn.errors import CheckpointError
 from rcnn.recipes.catalogue import RECIPES
@@ -177,9 +177,9 @@ def test_a_users_model_there_and_back(tmp_path: Path) -> None:
 
 def test_a_recipe_of_ours_that_torchvision_cannot_compute() -> None:
     with pytest.raises(CheckpointError, match=r"detector\.roi\.pooling\.aligned: true; allowed: false"):
-        refuse_other_conventions(RECIPES["faster_rcnn_resnet18_fpn"]())
+        TorchvisionSystem().export({}, RECIPES["faster_rcnn_resnet18_fpn"]())
     for name in ("faster_rcnn_resnet50_fpn", "faster_rcnn_resnet50_fpn_v2", "faster_rcnn_mobilenet_v3_large_320_fpn"):
-        refuse_other_conventions(RECIPES[name]())
+        assert TorchvisionSystem().export({}, RECIPES[name]()) == {}
 
 
 def test_an_override_of_something_else_keeps_the_epsilon(

@@ -108,7 +108,7 @@ def test_conventions_that_torchvision_lacks_are_listed(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         export_file(tmp_path / "a.safetensors", tmp_path / "back.pth", system="torchvision")
     text = str(caught.value)
-    assert "detector.head.points.offset: 0.5; allowed: 0.0; torchvision's code has no other" in text
+    assert "detector.head.points.offset: 0.5; allowed: 0.0; torchvision has no setting for it" in text
     assert "detector.image.channel_order: bgr; allowed: rgb" in text
     assert not (tmp_path / "back.pth").exists()
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from rcnn.config.edit import edit
-from rcnn.config.text import flatten
 from rcnn.converters import torchvision, torchvision_dense
+from rcnn.converters.conventions import refuse_other_conventions
 from rcnn.converters.interface import AbstractSystem, ForeignFile, ForeignModel, Wanted
 from rcnn.converters.key_map import KeyMap
-from rcnn.errors import CheckpointError, Problem
 from rcnn.recipes import catalogue
 from rcnn.recipes.recipe import OneStageSpec, Recipe, ResNetSpec, TwoStageSpec
 
@@ -67,7 +66,7 @@ class TorchvisionSystem(AbstractSystem):
 
         Raises `CheckpointError` where torchvision's models cannot compute what the recipe says.
         """
-        refuse_other_conventions(recipe)
+        refuse_other_conventions(recipe, _models(), free=_FREE, system=self.name)
         return {**_key_map_of(recipe).to_theirs(state)}
 
 
@@ -105,31 +104,9 @@ _FREE = (
 )  # fmt: skip
 
 
-def refuse_other_conventions(recipe: Recipe) -> None:
-    """Raises `CheckpointError` that lists each setting of the detector that no torchvision model has."""
-    ours = flatten(recipe)
-    nearest = min((flatten(model) for model in _models()), key=lambda theirs: len(_differences(ours, theirs)))
-    problems = [
-        Problem(where=name, given=given, allowed=allowed, remedy="torchvision's code has no other")
-        for name, given, allowed in _differences(ours, nearest)
-    ]
-    if problems:
-        raise CheckpointError(problems)
-
-
 def _models() -> Iterator[Recipe]:
     yield from (catalogue.faster_rcnn_resnet50_fpn(), catalogue.faster_rcnn_resnet50_fpn_v2())
     yield from (catalogue.faster_rcnn_mobilenet_v3_large_fpn(), *torchvision_dense.recipes())
-
-
-def _differences(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    return [
-        (name, ours.get(name, "nothing"), theirs.get(name, "nothing"))
-        for name in sorted({*ours, *theirs})
-        if name.startswith("detector.")
-        and not any(name == free or name.startswith(f"{free}.") for free in _FREE)
-        and ours.get(name) != theirs.get(name)
-    ]
 
 
 def _key_map_of(recipe: Recipe) -> KeyMap:
