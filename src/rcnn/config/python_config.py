@@ -11,15 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rcnn.config.placed_values import Items, Place, Section
 from rcnn.config.python_data import (
     BASE,
     MAX_BYTES,
     MAX_NESTING,
     Budget,
     FileReader,
-    Items,
-    Place,
-    Section,
     base_of,
     parse,
 )

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rcnn.config.placed_values import Items, Place, Section
 from rcnn.errors import Problem
 
 BASE = "_base_"
@@ -31,47 +32,6 @@ MAX_BYTES = 1_000_000
 MAX_NESTING = 100
 MAX_WORK = 1_000_000
 _MAX_INT = 2**63
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a value was written: a file and a line, counted from 1."""
-
-    file: Path
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
-
-
-class Section(dict[str, Any]):
-    """A mapping that knows where each of its values was written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.places: dict[str, Place] = {}
-
-    def put(self, key: str, value: Any, place: Place) -> None:
-        self[key] = value
-        self.places[key] = place
-
-    def copy(self) -> Section:
-        other = Section()
-        other.update(self)
-        other.places = dict(self.places)
-        return other
-
-
-class Items(list[Any]):
-    """A list or tuple that knows where each of its values was written."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.places: list[Place] = []
-
-    def add(self, value: Any, place: Place) -> None:
-        self.append(value)
-        self.places.append(place)
 
 
 class Budget:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rcnn.config.placed_values import Place
 from rcnn.config.python_config import Section, read_python_config
-from rcnn.config.python_data import Place
 from rcnn.errors import Problem, RecipeError
 from rcnn.recipes.mmdetection.datasets import (
     Loader,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rcnn.config.placed_values import Items, Place
 from rcnn.config.python_config import Section
-from rcnn.config.python_data import Items, Place
 from rcnn.errors import Problem, RecipeError, nearest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from rcnn.config.python_data import Items
+from rcnn.config.placed_values import Items
 from rcnn.recipes.mmdetection.ledger import Part
 from rcnn.recipes.mmdetection.parts import FIXED
 from rcnn.recipes.mmdetection.trunk import colours
