@@ -7,6 +7,7 @@ merely states, and every value of what is read can be looked at.
 from __future__ import annotations
 
 import builtins
+import codecs
 import collections
 import io
 import os
@@ -88,6 +89,7 @@ class Guard:
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What is imported on first use, is."""
+    codecs.lookup("cp437")  # of names in an archive that do not say that they are UTF-8
     for content in HONEST.values():
         path = tmp_path_factory.mktemp("warm") / "file.pth"
         path.write_bytes(content())
