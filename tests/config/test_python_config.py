@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rcnn.config.python_config import PythonConfig, read_python_config
-from rcnn.config.python_data import MAX_BYTES
+from rcnn.config.refusal import MAX_BYTES
 from rcnn.errors import RecipeError
 
 

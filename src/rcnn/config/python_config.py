@@ -12,15 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rcnn.config.placed_values import Items, Place, Section
-from rcnn.config.python_data import (
-    BASE,
-    MAX_BYTES,
-    MAX_NESTING,
-    Budget,
-    FileReader,
-    base_of,
-    parse,
-)
+from rcnn.config.python_data import BASE, FileReader, base_of, parse
+from rcnn.config.refusal import MAX_BYTES, MAX_NESTING, Budget
 from rcnn.errors import Problem, RecipeError
 
 DELETE = "_delete_"

@@ -15,7 +15,6 @@ Nothing is executed: only what is listed here has a meaning, everything else is 
 from __future__ import annotations
 
 import ast
-import operator
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,26 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rcnn.config.arithmetic import bounded, combine, extend, number
 from rcnn.config.placed_values import Items, Place, Section
+from rcnn.config.refusal import MAX_NESTING, Budget, Refused, kind_of, shortened
 from rcnn.errors import Problem
 
 BASE = "_base_"
-# A config has some thousand values; these bounds keep a hostile one from exhausting time or memory.
-MAX_BYTES = 1_000_000
-MAX_NESTING = 100
-MAX_WORK = 1_000_000
-_MAX_INT = 2**63
-
-
-class Budget:
-    """How many values may still be made while a config and its bases are read."""
-
-    def __init__(self) -> None:
-        self.left = MAX_WORK
-
-    def spend(self, count: int) -> bool:
-        self.left -= count
-        return self.left >= 0
 
 
 class _Unreadable:
@@ -50,12 +35,6 @@ class _Unreadable:
 
 
 _UNREADABLE = _Unreadable()
-
-
-class _Refused(Exception):
-    def __init__(self, node: ast.AST | None = None, given: str = "", allowed: str = "", remedy: str = "") -> None:
-        self.line = getattr(node, "lineno", 0)
-        self.given, self.allowed, self.remedy = given, allowed, remedy
 
 
 def parse(text: str, file: Path) -> ast.Module | Problem:
@@ -127,7 +106,7 @@ class FileReader:
     def _try(self, work: Callable[[], None], node: ast.stmt | ast.expr) -> None:
         try:
             work()
-        except _Refused as refused:
+        except Refused as refused:
             if refused.given:
                 where = f"{self.file}:{refused.line or node.lineno}"
                 problem = Problem(where=where, given=refused.given, allowed=refused.allowed, remedy=refused.remedy)
@@ -153,14 +132,14 @@ class FileReader:
                 remedy = ""
                 if isinstance(statement, ast.Import | ast.ImportFrom | ast.With):
                     remedy = "of a config that imports its bases, take the one with _base_ = [...] (in configs/)"
-                raise _Refused(statement, f"{kind}, which is never executed", _ALLOWED_STATEMENTS, remedy)
+                raise Refused(statement, f"{kind}, which is never executed", _ALLOWED_STATEMENTS, remedy)
 
     def _assign(self, target: ast.expr, value: Any) -> None:
         place = self._place(target)
         match target:
             case ast.Name(id=name):
                 if name == BASE:
-                    raise _Refused(target, "_base_ is assigned in a chain", "_base_ = 'file.py', or a list of files")
+                    raise Refused(target, "_base_ is assigned in a chain", "_base_ = 'file.py', or a list of files")
                 self.names[name] = value
                 self.places[name] = place
             case ast.Attribute(value=holder, attr=key):
@@ -169,11 +148,11 @@ class FileReader:
                 self._put(target, self._value(holder, 0), self._value(index, 0), value)
             case ast.Tuple(elts=targets) | ast.List(elts=targets):
                 if not isinstance(value, Items) or len(value) != len(targets):
-                    raise _Refused(target, f"{len(targets)} names for a value of another length")
+                    raise Refused(target, f"{len(targets)} names for a value of another length")
                 for each, item in zip(targets, value, strict=True):
                     self._assign(each, item)
             case _:
-                raise _Refused(target, f"an assignment to {type(target).__name__}", _ALLOWED_STATEMENTS)
+                raise Refused(target, f"an assignment to {type(target).__name__}", _ALLOWED_STATEMENTS)
 
     def _put(self, target: ast.expr, holder: Any, key: Any, value: Any) -> None:
         if isinstance(holder, Section) and isinstance(key, str):
@@ -181,7 +160,7 @@ class FileReader:
         elif isinstance(holder, Items) and type(key) is int and -len(holder) <= key < len(holder):
             holder[key], holder.places[key] = value, self._place(target)
         else:
-            raise _Refused(target, f"there is no place {key!r} to assign to", "a key of a dict, an index of a list")
+            raise Refused(target, f"there is no place {key!r} to assign to", "a key of a dict, an index of a list")
 
     def _place(self, node: ast.AST) -> Place:
         return Place(file=self.file, line=getattr(node, "lineno", 1))
@@ -190,8 +169,8 @@ class FileReader:
 
     def _value(self, node: ast.expr, depth: int) -> Any:
         if depth > MAX_NESTING:
-            raise _Refused(node, f"nested deeper than {MAX_NESTING}")
-        self._spend(node, 1)
+            raise Refused(node, f"nested deeper than {MAX_NESTING}")
+        self.budget.spend(node, 1)
         deeper = depth + 1
         match node:
             case ast.Constant(value=value):
@@ -211,12 +190,12 @@ class FileReader:
             case ast.Subscript(value=holder, slice=index):
                 return self._at(node, self._value(holder, deeper), self._value(index, deeper))
             case ast.UnaryOp(op=ast.USub() | ast.UAdd() as op, operand=operand):
-                value = self._number(operand, self._value(operand, deeper))
+                value = number(operand, self._value(operand, deeper))
                 return -value if isinstance(op, ast.USub) else value
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 return not self._value(operand, deeper)
-            case ast.BinOp(left=left, op=op, right=right):
-                return self._arithmetic(node, self._value(left, deeper), op, self._value(right, deeper))
+            case ast.BinOp(left=left, right=right):
+                return combine(node, self._value(left, deeper), self._value(right, deeper), self.budget)
             case ast.JoinedStr(values=parts):
                 return "".join(self._text_part(part, deeper) for part in parts)
             case ast.ListComp(
@@ -228,11 +207,7 @@ class FileReader:
                     return _predefined(self.file)[inner.id]
                 return self._value(inner, deeper)
         given = f"{_words(node)}, which is never executed"
-        raise _Refused(node, given, "literals, dict(...), names of this file, _base_ references and arithmetic")
-
-    def _spend(self, node: ast.AST, count: int) -> None:
-        if not self.budget.spend(count):
-            raise _Refused(node, f"the config makes more than {MAX_WORK:,} values", "a config of ordinary size")
+        raise Refused(node, given, "literals, dict(...), names of this file, _base_ references and arithmetic")
 
     def _constant(self, node: ast.expr, value: Any) -> Any:
         if isinstance(value, str):
@@ -240,20 +215,15 @@ class FileReader:
         if value is None or isinstance(value, bool | float):
             return value
         if type(value) is int:
-            return self._bounded(node, value)
-        raise _Refused(node, f"a literal of type {type(value).__name__}", "null, truth values, numbers and texts")
-
-    def _bounded(self, node: ast.AST, value: float) -> float:
-        if isinstance(value, int) and abs(value) >= _MAX_INT:
-            raise _Refused(node, "a number of more than 63 bits")
-        return value
+            return bounded(node, value)
+        raise Refused(node, f"a literal of type {type(value).__name__}", "null, truth values, numbers and texts")
 
     def _filled(self, node: ast.expr, text: str) -> Any:
         """A text with its templates {{ ... }} put in; the value itself where the text is nothing else."""
         if "{{" not in text:
             return text
         if _ENVIRONMENT.search(text):
-            raise _Refused(node, "a variable of the environment", "the value itself")
+            raise Refused(node, "a variable of the environment", "the value itself")
         whole = _TEMPLATE.fullmatch(text.strip())
         if whole and whole[1].startswith(f"{BASE}."):
             return self._template(node, whole[1])
@@ -272,40 +242,33 @@ class FileReader:
     def _named(self, node: ast.expr, name: str) -> Any:
         if name == BASE:
             if self.base is None:
-                raise _Refused(node, "_base_ is used, but the file has none")
+                raise Refused(node, "_base_ is used, but the file has none")
             return self.base
         if name not in self.names:
-            raise _Refused(node, f'the name "{name}" is not assigned above', "names that the file assigns, and _base_")
+            raise Refused(node, f'the name "{name}" is not assigned above', "names that the file assigns, and _base_")
         value = self.names[name]
         if value is _UNREADABLE:
-            raise _Refused
+            raise Refused
         return value
 
     def _items(self, elements: list[ast.expr], depth: int) -> Items:
         items = Items()
         for element in elements:
             if isinstance(element, ast.Starred):
-                self._extend(element, items, self._value(element.value, depth))
+                extend(element, items, self._value(element.value, depth), self.budget)
             else:
                 items.add(self._value(element, depth), self._place(element))
         return items
 
-    def _extend(self, node: ast.expr, items: Items, more: Any) -> None:
-        if not isinstance(more, Items):
-            raise _Refused(node, f"* of {_kind(more)}", "* of a list")
-        self._spend(node, len(more))
-        items.extend(more)
-        items.places.extend(more.places)
-
     def _for_each(self, node: ast.expr, element: ast.expr, name: str, source: Any, depth: int) -> Items:
         """`[element for name in source]`."""
         if not isinstance(source, Items):
-            raise _Refused(node, f"a loop over {_kind(source)}", "a loop over a list")
+            raise Refused(node, f"a loop over {kind_of(source)}", "a loop over a list")
         items = Items()
         outside = dict(self.names)
         for item in source:
             self.names = {**outside, name: item}
-            self._spend(node, len(outside) + 1)
+            self.budget.spend(node, len(outside) + 1)
             items.add(self._value(element, depth), self._place(element))
         self.names = outside
         return items
@@ -318,14 +281,14 @@ class FileReader:
                 continue
             key = self._value(key_node, depth)
             if not isinstance(key, str | int):
-                raise _Refused(key_node, f"the key {_kind(key)}", "a text as key")
+                raise Refused(key_node, f"the key {kind_of(key)}", "a text as key")
             section.put(str(key), self._value(value_node, depth), self._place(key_node))
         return section
 
     def _merge_in(self, node: ast.expr, section: Section, more: Any) -> None:
         if not isinstance(more, Section):
-            raise _Refused(node, f"** of {_kind(more)}", "** of a dict")
-        self._spend(node, len(more))
+            raise Refused(node, f"** of {kind_of(more)}", "** of a dict")
+        self.budget.spend(node, len(more))
         section.update(more)
         section.places.update(more.places)
 
@@ -345,37 +308,37 @@ class FileReader:
         if name in {"list", "tuple"} and len(node.args) <= 1 and not node.keywords:
             items = Items()
             for argument in node.args:
-                self._extend(argument, items, self._value(argument, depth))
+                extend(argument, items, self._value(argument, depth), self.budget)
             return items
-        called = _shortened(ast.unparse(node.func)) if depth < MAX_NESTING // 2 else "something"
-        raise _Refused(node, f"a call of {called}, which is never executed", "dict(...), list(...), tuple(...)")
+        called = shortened(ast.unparse(node.func)) if depth < MAX_NESTING // 2 else "something"
+        raise Refused(node, f"a call of {called}, which is never executed", "dict(...), list(...), tuple(...)")
 
     def _key(self, node: ast.expr, holder: Any, key: str) -> Any:
         if isinstance(holder, Section) and key in holder:
             return holder[key]
-        given = f'there is no "{_shortened(key)}"' if isinstance(holder, Section) else f'"{key}" of {_kind(holder)}'
-        allowed = f"one of {_shortened(', '.join(holder))}" if isinstance(holder, Section) else "a key of a dict"
-        raise _Refused(node, given, allowed)
+        given = f'there is no "{shortened(key)}"' if isinstance(holder, Section) else f'"{key}" of {kind_of(holder)}'
+        allowed = f"one of {shortened(', '.join(holder))}" if isinstance(holder, Section) else "a key of a dict"
+        raise Refused(node, given, allowed)
 
     def _at(self, node: ast.expr, holder: Any, index: Any) -> Any:
         if isinstance(holder, Section) and isinstance(index, str):
             return self._key(node, holder, index)
         if isinstance(holder, Items | str) and type(index) is int and -len(holder) <= index < len(holder):
             return holder[index]
-        raise _Refused(node, f"there is no {_shortened(repr(index))} in {_kind(holder)}")
+        raise Refused(node, f"there is no {shortened(repr(index))} in {kind_of(holder)}")
 
     def _part(self, node: ast.expr, holder: Any, part: ast.Slice, depth: int) -> Any:
         ends = [None if end is None else self._value(end, depth) for end in (part.lower, part.upper, part.step)]
         if not isinstance(holder, Items | str) or not all(end is None or type(end) is int for end in ends):
-            raise _Refused(node, f"a part of {_kind(holder)}", "a part of a list, between whole numbers")
+            raise Refused(node, f"a part of {kind_of(holder)}", "a part of a list, between whole numbers")
         if ends[2] == 0:
-            raise _Refused(node, "a part with step 0")
+            raise Refused(node, "a part with step 0")
         if isinstance(holder, str):
             return holder[slice(*ends)]
         return self._selected(node, holder, range(len(holder))[slice(*ends)])
 
     def _selected(self, node: ast.expr, holder: Items, indices: range) -> Items:
-        self._spend(node, len(indices))
+        self.budget.spend(node, len(indices))
         items = Items()
         for index in indices:
             items.add(holder[index], holder.places[index])
@@ -388,56 +351,7 @@ class FileReader:
             value = self._value(part.value, depth)
             if not isinstance(value, Section | Items):
                 return str(value)
-        raise _Refused(part, "a part of an f-string with a format", "plain values in f-strings")
-
-    # -------------------------------------------------------------------------------------------------- arithmetic
-
-    def _number(self, node: ast.expr, value: Any) -> float:
-        if not isinstance(value, int | float):
-            raise _Refused(node, f"arithmetic with {_kind(value)}", "numbers")
-        return value
-
-    def _arithmetic(self, node: ast.BinOp, left: Any, op: ast.operator, right: Any) -> Any:
-        if isinstance(op, ast.Add) and isinstance(left, str) and isinstance(right, str):
-            self._spend(node, (len(left) + len(right)) // 8)
-            return left + right
-        if isinstance(op, ast.Add) and isinstance(left, Items) and isinstance(right, Items):
-            items = Items()
-            self._extend(node, items, left)
-            self._extend(node, items, right)
-            return items
-        if isinstance(op, ast.Mult) and isinstance(left, int) and isinstance(right, Items):
-            left, right = right, left
-        if isinstance(op, ast.Mult) and isinstance(left, Items) and type(right) is int:
-            self._spend(node, len(left) * max(right, 0))
-            items = Items()
-            for _ in range(right):
-                self._extend(node, items, left)
-            return items
-        return self._computed(node, self._number(node.left, left), op, self._number(node.right, right))
-
-    def _computed(self, node: ast.BinOp, left: float, op: ast.operator, right: float) -> float:
-        compute = _OPERATORS.get(type(op))
-        if compute is None or (isinstance(op, ast.Pow) and not (abs(left) <= 1e6 and -64 <= right <= 64)):
-            raise _Refused(node, f"arithmetic that is not done here ({type(op).__name__})", "+ - * / // % and small **")
-        try:
-            result = compute(left, right)
-        except (ArithmeticError, ValueError) as error:
-            raise _Refused(node, f"this cannot be computed ({error})") from None
-        if isinstance(result, complex):
-            raise _Refused(node, "this is not a real number")
-        return self._bounded(node, result)
-
-
-_OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-}
+        raise Refused(part, "a part of an f-string with a format", "plain values in f-strings")
 
 
 def base_of(statement: ast.stmt) -> ast.expr | None:
@@ -486,13 +400,3 @@ _WORDS = {
 
 def _words(node: ast.expr) -> str:
     return _WORDS.get(type(node), f"an expression ({type(node).__name__})")
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Section):
-        return "a dict"
-    return "a list" if isinstance(value, Items) else _shortened(repr(value))
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."
