@@ -12,9 +12,9 @@ from torch import Tensor
 from rcnn.config.edit import edit
 from rcnn.converters.interface import ForeignFile, ForeignModel, Wanted
 from rcnn.converters.mindspore import MindSporeSystem
-from rcnn.converters.reading import read_foreign
 from rcnn.errors import CheckpointError
 from rcnn.recipes.models import build_detector
+from rcnn.weight_files.reading import read_foreign
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from rcnn.converters.interface import AbstractSystem, ForeignBackbone, ForeignFi
 from rcnn.converters.key_map import Converted
 from rcnn.converters.mindspore import MindSporeSystem
 from rcnn.converters.mmdet_system import MMDetectionSystem
-from rcnn.converters.reading import read_foreign
 from rcnn.converters.simple_faster_rcnn import SimpleFasterRCNNSystem
 from rcnn.converters.torchvision_system import TorchvisionSystem
 from rcnn.engine.checkpoint import CheckpointMeta, load_into, read_weights, save_weights
@@ -28,6 +27,7 @@ from rcnn.recipes.checkpoints import recipe_inside
 from rcnn.recipes.models import build_detector
 from rcnn.recipes.resolve import resolve_recipe
 from rcnn.records import ClassTable
+from rcnn.weight_files.reading import read_foreign
 
 
 def all_systems() -> tuple[AbstractSystem, ...]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -14,22 +13,7 @@ from rcnn.converters.key_map import Converted, KeyMap
 from rcnn.errors import CheckpointError, Problem
 from rcnn.recipes.recipe import Recipe
 from rcnn.records import ClassTable
-
-
-@dataclass(frozen=True, kw_only=True)
-class ForeignFile:
-    """A file of another system, read without running anything in it.
-
-    `tensors` are named and laid out as in the file, on the CPU. `meta` holds the plain values (texts, numbers, lists,
-    mappings) beside them, by their names at the top of the file: MMDetection's `meta`, detectron2's `__author__` and
-    `matching_heuristics`; `_metadata` has what torch notes of each module (its version). `notes` are what was done to
-    the names, a sentence each.
-    """
-
-    path: Path
-    tensors: Mapping[str, Tensor]
-    meta: Mapping[str, object] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+from rcnn.weight_files.foreign_file import ForeignFile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,13 +15,9 @@ import rcnn
 from rcnn.atomic_file import write_atomically
 from rcnn.errors import CheckpointError, Problem, nearest
 from rcnn.records import ClassTable
+from rcnn.weight_files.safetensors_header import CONVERT, read_header, unusable
 
 StateDict = Mapping[str, Tensor]
-
-CONVERT = "where it is another system's file, convert it: rcnn convert FILE --from SYSTEM -o OUT.safetensors"
-# Names, shapes and places of 2000 tensors are 200 kilobytes; a text of gigabytes would be ten times that in memory.
-_LONGEST_HEADER = 16 << 20
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +91,12 @@ def read_meta(path: Path) -> CheckpointMeta:
     header = read_header(path)
     strings = header.get("__metadata__", {})
     if strings.get("system") != "rcnn":
-        raise _unusable(path, "a safetensors file that was not written by rcnn", CONVERT)
+        raise unusable(path, "a safetensors file that was not written by rcnn", CONVERT)
     try:
         return CheckpointMeta.from_strings(strings)
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         given = f"its description of itself is malformed ({type(error).__name__}: {error})"
-        raise _unusable(path, given, "take another copy of the file") from error
+        raise unusable(path, given, "take another copy of the file") from error
 
 
 def read_weights(path: Path) -> Checkpoint:
@@ -110,64 +106,8 @@ def read_weights(path: Path) -> Checkpoint:
         # Into memory of our own: tensors that are mapped to the file would change, or end the process, with the file.
         state_dict = safetensors.torch.load_file(path, device="cpu", backend="pread")
     except (safetensors.SafetensorError, OSError) as error:
-        raise _unusable(path, f"damaged ({error})", "take another copy of the file") from error
+        raise unusable(path, f"damaged ({error})", "take another copy of the file") from error
     return Checkpoint(state_dict=state_dict, meta=meta)
-
-
-def read_header(path: Path) -> dict[str, dict]:
-    """The header of a safetensors file (8 bytes of length, then JSON), after a look at what else the file may be.
-
-    `__metadata__`, where it is there, maps texts to texts. Raises CheckpointError.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            text = file.read(length if length <= min(size, _LONGEST_HEADER) else 64)
-    except OSError as error:
-        raise _unusable(path, f"cannot be read: {error.strerror}", _what_else_is_there(path)) from error
-    _refuse_other_formats(path, start + text[:64])
-    if size < 8 + length:
-        raise _unusable(path, f"truncated: {size} bytes, its header alone has {8 + length}", "copy the file again")
-    if length > _LONGEST_HEADER:
-        given = f"a header of {length} bytes, at most {_LONGEST_HEADER} are read"
-        raise _unusable(path, given, "take another copy of the file")
-    try:
-        header = json.loads(text)
-        strings = header.get("__metadata__", {})
-        if not all(isinstance(text, str) for text in (*strings.keys(), *strings.values())):
-            raise TypeError("metadata that are no texts")
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        expected = 8 + length + max(ends, default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise _unusable(path, "damaged: its header cannot be read", "take another copy of the file") from error
-    if size != expected:
-        given = f"{'truncated' if size < expected else 'damaged'}: {size} bytes where its header states {expected}"
-        raise _unusable(path, given, "copy the file again")
-    return header
-
-
-def _refuse_other_formats(path: Path, start: bytes) -> None:
-    if not start:
-        raise _unusable(path, "an empty file", "take another copy of the file")
-    if start.startswith(PICKLE_STARTS):
-        given = "a pickle (.pt, .pth, .pkl), which can run code when it is read and was therefore not opened"
-        raise _unusable(path, given, "convert it: rcnn convert FILE --from SYSTEM -o OUT.safetensors")
-    if start.startswith(b"version https://git-lfs"):
-        raise _unusable(path, "a pointer of Git LFS, not the file itself", "fetch the content: git lfs pull")
-    if start[8:9] != b"{":
-        raise _unusable(path, "not a checkpoint (no safetensors header)", CONVERT)
-
-
-def _what_else_is_there(path: Path) -> str:
-    folder = path if path.is_dir() else path.parent
-    found = sorted(str(item) for item in folder.glob("**/*.safetensors")) if folder.is_dir() else []
-    return f"there is: {', '.join(found[:5])}" if found else "check the path"
-
-
-def _unusable(path: Path, given: str, remedy: str) -> CheckpointError:
-    return CheckpointError(Problem(where=str(path), given=given, remedy=remedy))
 
 
 def load_into(module: nn.Module, state_dict: StateDict) -> None:

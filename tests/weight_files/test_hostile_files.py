@@ -41,8 +41,8 @@ from foreign_bytes import (
 )
 
 from rcnn.converters.interface import ForeignFile
-from rcnn.converters.reading import read_foreign
 from rcnn.errors import CheckpointError
+from rcnn.weight_files.reading import read_foreign
 
 MEGABYTE = 1 << 20
 

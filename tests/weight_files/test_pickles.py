@@ -14,10 +14,10 @@ from argparse import Namespace
 import pytest
 from foreign_bytes import call, mapping, name, pickled, value
 
-from rcnn.converters import pickle_machine
-from rcnn.converters.pickled_values import Budget, Inert
-from rcnn.converters.pickles import BoundedReader, read_pickle
 from rcnn.errors import CheckpointError
+from rcnn.weight_files import pickle_machine
+from rcnn.weight_files.pickled_values import Budget, Inert
+from rcnn.weight_files.pickles import BoundedReader, read_pickle
 
 
 def read(content: bytes, budget: int = 1 << 20) -> object:

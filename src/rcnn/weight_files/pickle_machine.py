@@ -10,8 +10,8 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import IO
 
-from rcnn.converters.pickled_names import checked_key, look_up, may_be_called, new_object
-from rcnn.converters.pickled_values import (
+from rcnn.weight_files.pickled_names import checked_key, look_up, may_be_called, new_object
+from rcnn.weight_files.pickled_values import (
     Attributed,
     Attributes,
     Budget,

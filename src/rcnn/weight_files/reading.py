@@ -18,10 +18,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rcnn.converters import pickles
-from rcnn.converters.interface import ForeignFile
-from rcnn.converters.mindspore_file import is_mindspore, read_mindspore
-from rcnn.converters.pickled_values import (
+from rcnn.errors import CheckpointError, Problem
+from rcnn.weight_files import pickles
+from rcnn.weight_files.foreign_file import ForeignFile
+from rcnn.weight_files.mindspore_file import is_mindspore, read_mindspore
+from rcnn.weight_files.pickled_values import (
     Attributed,
     Budget,
     Inert,
@@ -30,10 +31,9 @@ from rcnn.converters.pickled_values import (
     PickledTensor,
     printable,
 )
-from rcnn.converters.plain_values import plain_values
-from rcnn.converters.torch_files import LEGACY_START, ZIP_START, TorchFile, open_torch_legacy, open_torch_zip
-from rcnn.engine.checkpoint import read_header
-from rcnn.errors import CheckpointError, Problem
+from rcnn.weight_files.plain_values import plain_values
+from rcnn.weight_files.safetensors_header import read_header
+from rcnn.weight_files.torch_files import LEGACY_START, ZIP_START, TorchFile, open_torch_legacy, open_torch_zip
 
 # Where systems keep the weights in their files, the first that is there. torch.save of a state dict has none of these.
 WRAPPINGS = ("state_dict", "model", "model_state_dict", "net", "params", "blobs", "model_ema", "state_dict_ema", "ema")

@@ -21,10 +21,10 @@ import torch
 from foreign_bytes import array, mapping, pickled, safetensors_file, storage, tensor, torch_legacy, torch_zip, value
 from torch import Tensor, nn
 
-from rcnn.converters.reading import read_foreign
 from rcnn.engine.checkpoint import CheckpointMeta, save_weights
 from rcnn.errors import CheckpointError
 from rcnn.records import ClassTable
+from rcnn.weight_files.reading import read_foreign
 
 
 @pytest.fixture

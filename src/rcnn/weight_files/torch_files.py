@@ -18,9 +18,9 @@ from typing import IO, BinaryIO
 import torch
 from torch import Tensor
 
-from rcnn.converters.pickled_values import Budget, PickledStorage, StorageKind, counts
-from rcnn.converters.pickles import BoundedReader, read_pickle
 from rcnn.errors import CheckpointError, Problem
+from rcnn.weight_files.pickled_values import Budget, PickledStorage, StorageKind, counts
+from rcnn.weight_files.pickles import BoundedReader, read_pickle
 
 ZIP_START = b"PK\x03\x04"
 # A pickle of protocol 2 with torch's magic number.

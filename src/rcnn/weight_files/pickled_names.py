@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from rcnn.converters.pickled_values import (
+from rcnn.weight_files.pickled_values import (
     Attributed,
     Attributes,
     Budget,

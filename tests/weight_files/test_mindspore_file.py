@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from rcnn.converters.mindspore_file import is_mindspore, read_mindspore
 from rcnn.errors import CheckpointError
+from rcnn.weight_files.mindspore_file import is_mindspore, read_mindspore
 
 FILES = ["tiny.ckpt", "tiny_append_info.ckpt", "tiny_crc.ckpt"]
 

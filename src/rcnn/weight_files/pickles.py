@@ -14,9 +14,9 @@ from __future__ import annotations
 import io
 from typing import IO, BinaryIO, cast
 
-from rcnn.converters.pickle_machine import LoadPersistent, PickleMachine
-from rcnn.converters.pickled_values import Budget, printable
 from rcnn.errors import CheckpointError, Problem
+from rcnn.weight_files.pickle_machine import LoadPersistent, PickleMachine
+from rcnn.weight_files.pickled_values import Budget, printable
 
 STARTS = tuple(bytes((0x80, protocol)) for protocol in range(2, 6))
 """How a pickle of protocol 2 to 5 begins. Older ones cannot be told from text."""
