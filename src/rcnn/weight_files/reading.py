@@ -50,11 +50,16 @@ _ReadStorage = Callable[[PickledStorage], Tensor]
 
 
 def read_foreign(source: Path) -> ForeignFile:
+    """`read_as_named`, without a prefix that all names have from a wrapper of the model; `notes` say so."""
+    return _without_prefixes(read_as_named(source))
+
+
+def read_as_named(source: Path) -> ForeignFile:
     """The tensors of the file and the plain values beside them, also of a whole training.
 
-    Tensors are on the CPU, contiguous, with the names of the file but for a prefix that all of them have (`notes` say
-    so). Those of half precision become float32, others keep their type. Raises `CheckpointError` for a file that is
-    none, that is ours already, that is damaged, or that wants to run code, with the name of what it wanted.
+    Tensors are on the CPU, contiguous, with the names of the file. Those of half precision become float32, others keep
+    their type. Raises `CheckpointError` for a file that is none, that is ours already, that is damaged, or that wants
+    to run code, with the name of what it wanted.
     """
     if not source.is_file():
         given = "this is a folder" if source.is_dir() else "there is no such file"
@@ -90,7 +95,9 @@ def _read_safetensors(source: Path) -> ForeignFile:
     meta = header.get("__metadata__", {})
     if meta.get("system") == "rcnn":
         given = "a checkpoint of rcnn already"
-        raise CheckpointError(Problem(where=str(source), given=given, remedy="it is used as it is: rcnn predict"))
+        raise CheckpointError(
+            Problem(where=str(source), given=given, remedy="it is used as it is: rcnn predict, rcnn train --init-from")
+        )
     try:
         tensors = safetensors.torch.load_file(source, device="cpu", backend="pread")
     except Exception as error:  # of a type that torch lacks, a shape that does not fit: the library has no one error
@@ -100,13 +107,13 @@ def _read_safetensors(source: Path) -> ForeignFile:
         ) from error
     _refuse(list(_odd_names(source, tensors)))
     usable = {name: _usable(value) for name, value in tensors.items()}
-    return _without_prefixes(ForeignFile(path=source, tensors=usable, meta=meta))
+    return ForeignFile(path=source, tensors=usable, meta=meta)
 
 
 def _read_mindspore(source: Path) -> ForeignFile:
     found = read_mindspore(source)
     tensors = {name: _usable(value) for name, value in found.tensors.items()}
-    return _without_prefixes(ForeignFile(path=source, tensors=tensors, meta=found.texts))
+    return ForeignFile(path=source, tensors=tensors, meta=found.texts)
 
 
 def _read_pickle(source: Path) -> ForeignFile:
@@ -141,7 +148,7 @@ def _foreign(source: Path, value: object, read_storage: _ReadStorage) -> Foreign
         meta = plain_values({**among, **beside}, most=size + _SHARED)
     except ValueError as error:
         raise CheckpointError(Problem(where=str(source), given=f"values beside the weights: {error}")) from error
-    return _without_prefixes(ForeignFile(path=source, tensors=_tensors(source, lazy, read_storage), meta=meta))
+    return ForeignFile(path=source, tensors=_tensors(source, lazy, read_storage), meta=meta)
 
 
 def _tensors(source: Path, lazy: Mapping[object, _Lazy], read_storage: _ReadStorage) -> dict[str, Tensor]:
