@@ -6,7 +6,7 @@ The resize rules are properties of the system a checkpoint comes from:
     simple-faster-rcnn      round, bilinear_float_mirror (skimage, order 1, mode "reflect")
     MMDetection             round_half_up, bilinear_uint8 (OpenCV, to the bit)
     detectron2              round_half_up, bilinear_uint8_antialias (Pillow, within one grey level)
-    MindSpore RCNN          round, area_uint8 (OpenCV: INTER_AREA where it shrinks, within one grey level), on a canvas
+    MindSpore RCNN          round, area_uint8 (OpenCV, to the bit: INTER_AREA where it shrinks), on a canvas
 
 The bilinear kernels differ in what lies beyond the last pixel (the same pixel again, or the one before it), in whether
 a smaller picture is an average of all pixels (antialias) or of the nearest four, and in their arithmetic.
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from rcnn.boxes.geometry import clip
 from rcnn.records import Size, Target
+from rcnn.transforms.opencv_kernels import average, interpolate
 
 # "round" is half to even, as skimage does; "round_half_up" is int(x + 0.5), as detectron2 and MMDetection do.
 Rounding = Literal["floor", "round", "round_half_up"]
@@ -87,11 +88,10 @@ def resize_pixels(image: Tensor, size: Size, kernel: Kernel, scale: float | None
         image = image.round().clamp(0, 255).to(torch.uint8)
     if tuple(image.shape[-2:]) == tuple(size):
         return image
-    if kernel == "area_uint8" and (size.height < image.shape[1] or size.width < image.shape[2]):
-        wide = _average(_average(image.double(), 1, size.height, scale), 2, size.width, scale)
-        return wide.round().clamp(0, 255).to(torch.uint8)
+    if kernel == "area_uint8" and size.height <= image.shape[1] and size.width <= image.shape[2]:
+        return average(image, size, scale)
     if kernel in ("bilinear_uint8", "area_uint8"):
-        return _interpolate_fixed_point(image, size, scale)
+        return interpolate(image, size, scale)
     return F.interpolate(image[None], size=tuple(size), mode="bilinear", align_corners=False, antialias=True)[0]
 
 
@@ -105,57 +105,6 @@ def _interpolate_axis(image: Tensor, axis: int, length: int) -> Tensor:
     weight = (places - low).to(image.dtype).view([-1 if axis == other else 1 for other in range(3)])
     low_pixels = image.index_select(axis, low)
     return torch.lerp(low_pixels, image.index_select(axis, (low + 1).clamp(max=last)), weight)
-
-
-def _average(image: Tensor, axis: int, length: int, scale: float | None) -> Tensor:
-    """The mean over what each new pixel covers of the old ones along one axis (OpenCV's INTER_AREA)."""
-    old = image.shape[axis]
-    step = old / length if scale is None else 1.0 / scale
-    edges = (torch.arange(length + 1, dtype=torch.float64) * step).clamp(max=old)
-    whole = edges.floor().long()
-    shape = [-1 if axis == other else 1 for other in range(3)]
-    # The sum of all pixels before a place: of the whole ones, and a share of the one that it lies in.
-    before = torch.cat((torch.zeros_like(image.narrow(axis, 0, 1)), image.cumsum(axis)), dim=axis)
-    share = (edges - whole).view(shape) * image.index_select(axis, whole.clamp(max=old - 1))
-    sums = before.index_select(axis, whole) + share
-    covered = edges.diff().clamp(min=1e-9).view(shape)
-    return sums.diff(dim=axis) / covered
-
-
-# The weights of OpenCV's linear interpolation of bytes are multiples of 2^-11.
-_WEIGHT_BITS = 11
-
-
-def _interpolate_fixed_point(image: Tensor, size: Size, scale: float | None = None) -> Tensor:
-    """OpenCV's INTER_LINEAR on uint8, in its integers: rows first, cut to seven more bits, then columns."""
-    low, high, low_weight, high_weight = _fixed_point_taps(image.shape[2], size.width, scale, stop_at_edge=True)
-    wide = image.to(torch.int32)
-    rows = (wide.index_select(2, low) * low_weight + wide.index_select(2, high) * high_weight) >> 4
-    low, high, low_weight, high_weight = _fixed_point_taps(image.shape[1], size.height, scale, stop_at_edge=False)
-    upper = (rows.index_select(1, low) * low_weight[:, None]) >> 16
-    lower = (rows.index_select(1, high) * high_weight[:, None]) >> 16
-    return ((upper + lower + 2) >> 2).clamp(0, 255).to(torch.uint8)
-
-
-def _fixed_point_taps(
-    length: int, new_length: int, scale: float | None, *, stop_at_edge: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For each new pixel two old ones and their integer weights. Beyond the edge both are the pixel at the edge.
-
-    There OpenCV gives it the whole weight along rows (`stop_at_edge`), but leaves the two weights along columns, whose
-    products are cut one by one: a pixel there may be one less.
-    """
-    places = (
-        (torch.arange(new_length, dtype=torch.float64) + 0.5) * (1.0 / (scale or new_length / length)) - 0.5
-    ).float()
-    low = places.floor()
-    weight = places - low
-    if stop_at_edge:
-        weight = torch.where((low < 0) | (low >= length - 1), torch.zeros_like(weight), weight)
-    low = low.long()
-    unit = 1 << _WEIGHT_BITS
-    low_weight, high_weight = (((1 - weight) * unit).round().int(), (weight * unit).round().int())
-    return low.clamp(0, length - 1), (low + 1).clamp(0, length - 1), low_weight, high_weight
 
 
 def scale_boxes(boxes_xyxy: Float[Tensor, "boxes 4"], old: Size, new: Size) -> Float[Tensor, "boxes 4"]:
