@@ -188,3 +188,41 @@ def test_a_class_that_the_checkpoint_does_not_know(data) -> None:
     root = data("val")
     with pytest.raises(DataError, match=r'the class "cell" is not one .*allowed: dog'):
         read_evaluation(str(root), split=None, classes=ClassTable(names=("dog",)), recipe=trained_on(root))
+
+
+# ------------------------------------------------------------------------------------------- a part of the classes
+
+_PETS = {
+    "categories": [{"id": 4, "name": "cell"}, {"id": 7, "name": "dust"}, {"id": 9, "name": "fibre"}],
+    "annotations": [
+        {"id": i, "image_id": i % 3, "category_id": (4, 7, 9)[i % 3], "bbox": [1, 2, 10, 12]} for i in range(6)
+    ],
+}
+
+
+def test_chosen_classes_in_training_and_evaluation(data) -> None:
+    """Of two boxes of each class on three pictures, those of two classes, in the order of the recipe."""
+    root = data("train", "val", **_PETS)
+    splits = read_splits(spec(root, classes=("fibre", "cell"), skip_empty=True), seed=0)
+    assert splits.evaluation is not None
+    assert splits.train.classes == splits.evaluation.classes == ClassTable(names=("fibre", "cell"), category_ids=(9, 4))
+    assert sorted(splits.train.labels.tolist()) == [0, 0, 1, 1]
+    assert names(splits.train) == {"0.png", "2.png"}  # the picture of dust is one without a box
+    assert len(splits.evaluation) == 10
+    assert splits.notes[:2] == ("2 boxes of other classes are not read (data.classes)",) * 2
+
+
+def test_a_checkpoint_of_chosen_classes_is_judged_by_them(data) -> None:
+    root = data("train", "val", **_PETS)
+    classes = ClassTable(names=("fibre", "cell"), category_ids=(9, 4))
+    judged = read_evaluation(str(root), split=None, classes=classes, recipe=trained_on(root, classes=("fibre", "cell")))
+    assert (judged.truth.classes, sorted(judged.truth.labels.tolist())) == (classes, [0, 0, 1, 1])
+    assert judged.notes == ("2 boxes of other classes are not read (data.classes)",)
+
+
+def test_a_class_chosen_twice_or_not_there(data) -> None:
+    root = data("train", "val", **_PETS)
+    with pytest.raises(RecipeError, match=r"data\.classes: cell more than once; allowed: a name of its own"):
+        read_splits(spec(root, classes=("cell", "dust", "cell")), seed=0)
+    with pytest.raises(DataError, match=r'the class "cells" was chosen .*allowed: cell, dust, fibre; did you mean'):
+        read_splits(spec(root, classes=("cells",)), seed=0)

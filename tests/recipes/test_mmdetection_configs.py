@@ -294,6 +294,29 @@ def test_version_2_says_the_same_as_version_3(configs: Path, tmp_path: Path) -> 
     assert {each.path for each in diff(old, new)} == {"source", "data.path"}
 
 
+def chosen(version: int, train: str, evaluation: str) -> str:
+    """Classes of a config, as version 3 or 2 names them."""
+    if version == 2:
+        return f"data = dict(train=dict(classes={train}), val=dict(classes={evaluation}))"
+    each = (("train", train), ("val", evaluation))
+    metainfos = [f"{name}_dataloader = dict(dataset=dict(metainfo=dict(classes={given})))" for name, given in each]
+    return "\n".join(metainfos)
+
+
+def test_classes_that_a_config_chooses_are_those_of_the_recipe(configs: Path, tmp_path: Path) -> None:
+    (tmp_path / "old.py").write_text(OLD)
+    bases = {3: configs / "faster_rcnn" / "faster-rcnn_r50_fpn_1x_coco.py", 2: tmp_path / "old.py"}
+    for version, base in bases.items():
+        file = written(tmp_path, base, chosen(version, "('person', 'car')", "('person', 'car')"))
+        assert read_mmdetection_config(file).recipe.data.classes == ("person", "car")
+    for given, reason in (
+        ("('car', 'person')", "training and evaluation have other classes"),
+        ("'car'", "a list of names is wanted"),
+    ):
+        with pytest.raises(RecipeError, match=reason):
+            read_mmdetection_config(written(tmp_path, bases[3], chosen(3, "('person', 'car')", given)))
+
+
 # ----------------------------------------------------------------------------------------- what has no counterpart
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rcnn.data.chosen_classes import ChosenClasses
 from rcnn.data.draft import Draft, finish, map_classes
 from rcnn.data.findings import BadBoxes
 from rcnn.data.table import AnnotationTable
@@ -76,9 +77,15 @@ def _names_pictures(file: Path) -> bool:
 
 
 def read_coco(
-    split: CocoSplit, *, classes: ClassTable | None = None, bad_boxes: BadBoxes = "mend", check_files: bool = True
+    split: CocoSplit,
+    *,
+    classes: ClassTable | None = None,
+    chosen: ChosenClasses | None = None,
+    bad_boxes: BadBoxes = "mend",
+    check_files: bool = True,
 ) -> AnnotationTable:
-    """The annotations of one json. With `classes`, labels are given by class name in that table."""
+    """The annotations of one json. With `classes`, labels are given by class name in that table; with
+    `chosen`, which takes its place, the others are not read."""
     file = split.annotations
     content = _parse(file)
     problems: list[Problem] = []
@@ -124,7 +131,7 @@ def read_coco(
         where=lambda row: _place(file, "annotation", annotations[row]),
         looked_in=split.image_folders,
     )
-    return finish(draft, classes or own_classes, problems, bad_boxes=bad_boxes, check_files=check_files)
+    return finish(draft, classes or own_classes, problems, chosen=chosen, bad_boxes=bad_boxes, check_files=check_files)
 
 
 def _parse(file: Path) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from rcnn.data.chosen_classes import ChosenClasses
 from rcnn.data.findings import BadBoxes, CheckedBoxes, check_boxes
 from rcnn.data.image import read_image_size
 from rcnn.data.table import AnnotationTable, PackedStrings
@@ -42,9 +43,18 @@ class Draft:
 
 
 def finish(
-    draft: Draft, classes: ClassTable, problems: Iterable[Problem], *, bad_boxes: BadBoxes, check_files: bool = True
+    draft: Draft,
+    classes: ClassTable,
+    problems: Iterable[Problem],
+    *,
+    chosen: ChosenClasses | None,
+    bad_boxes: BadBoxes,
+    check_files: bool = True,
 ) -> AnnotationTable:
-    """The table, or a `DataError` with all of `problems` and all that is wrong with files and boxes."""
+    """The table, or a `DataError` with all of `problems` and all that is wrong with files and boxes.
+
+    With `chosen`, boxes of all other classes are left out before they are judged; `classes` are then the data's own.
+    """
     problems = list(problems)
     if check_files:
         problems += missing_files(draft.root, draft.file_names, looked_in=draft.looked_in)
@@ -53,10 +63,30 @@ def finish(
     if problems:
         raise DataError(problems)
     sizes = stated_or_read_sizes(draft)
+    num_boxes = len(draft.labels)
+    if chosen is not None:
+        classes, labels = chosen.among(classes, draft.source)
+        draft = _relabelled(draft, labels[draft.labels])
     checked = check_boxes(draft.boxes_xyxy, sizes[draft.image_rows], draft.where, stated_xyxy=draft.stated_xyxy)
     if checked.findings and bad_boxes == "error":
         raise DataError(checked.findings.left_out + checked.findings.cut)
-    return _table(draft, classes, sizes, checked)
+    findings = replace(checked.findings, of_other_classes=num_boxes - len(draft.labels))
+    return _table(draft, classes, sizes, replace(checked, findings=findings))
+
+
+def _relabelled(draft: Draft, labels: np.ndarray) -> Draft:
+    """The annotations under other labels [M], without those whose label is -1."""
+    rows = np.flatnonzero(labels >= 0)
+    return replace(
+        draft,
+        image_rows=draft.image_rows[rows],
+        boxes_xyxy=draft.boxes_xyxy[rows],
+        stated_xyxy=None if draft.stated_xyxy is None else draft.stated_xyxy[rows],
+        labels=labels[rows],
+        ignored=draft.ignored[rows],
+        areas=draft.areas[rows],
+        where=lambda row: draft.where(int(rows[row])),
+    )
 
 
 def _table(draft: Draft, classes: ClassTable, sizes: np.ndarray, checked: CheckedBoxes) -> AnnotationTable:

@@ -28,13 +28,16 @@ class Findings:
     num_boxes: int = 0  # stated in the source
     left_out: tuple[Problem, ...] = ()
     cut: tuple[Problem, ...] = ()
+    of_other_classes: int = 0  # not among `num_boxes`: boxes of classes that were not chosen
 
     def __bool__(self) -> bool:
-        return bool(self.left_out or self.cut)
+        return bool(self.left_out or self.cut or self.of_other_classes)
 
     def summary(self) -> str:
         """What was done to how many boxes and the first of them, in one line for people; empty where nothing was."""
         parts = []
+        if self.of_other_classes:
+            parts.append(f"{self.of_other_classes:,} boxes of other classes are not read (data.classes)")
         for changed, done in ((self.left_out, "left out"), (self.cut, "cut to the picture")):
             if changed:
                 were, which = ("was", "") if len(changed) == 1 else ("were", "the first: ")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rcnn.data import coco, voc, yolo
+from rcnn.data.chosen_classes import ChosenClasses
 from rcnn.data.coco import CocoSplit, find_coco_splits, read_coco
 from rcnn.data.findings import BadBoxes
 from rcnn.data.table import AnnotationTable
@@ -84,25 +86,29 @@ def read_dataset(
     *,
     split: str | None = None,
     classes: ClassTable | None = None,
+    only: Sequence[str] | None = None,
     bad_boxes: BadBoxes = "mend",
     format: Format | None = None,
     check_files: bool = True,
 ) -> AnnotationTable:
     """One split of the data set at `path`, whatever its format; `table.findings` says what was left out or cut.
 
-    With `classes` (of a checkpoint, or of the training split) labels are given by class name in that table. `split`
+    With `classes` (of a checkpoint, or of the training split) labels are given by class name in that table. `only`:
+    these classes alone are read, in this order where there is no `classes`; boxes of others are left out. `split`
     may be left out where there is only one; "val" also finds "valid" and "val2017". `check_files=False` skips the
     look whether every picture is there. Raises `DataError` with all mistakes at once.
     """
     layout = find_layout(path, format=format)
-    chosen = layout.splits[resolve_split(layout, split)]
-    match chosen:
+    found = layout.splits[resolve_split(layout, split)]
+    chosen = None if only is None else ChosenClasses(names=tuple(only), table=classes)
+    given = classes if only is None else None
+    match found:
         case CocoSplit():
-            return read_coco(chosen, classes=classes, bad_boxes=bad_boxes, check_files=check_files)
+            return read_coco(found, classes=given, chosen=chosen, bad_boxes=bad_boxes, check_files=check_files)
         case VocSplit():
-            return read_voc(chosen, classes=classes, bad_boxes=bad_boxes, check_files=check_files)
+            return read_voc(found, classes=given, chosen=chosen, bad_boxes=bad_boxes, check_files=check_files)
         case YoloSplit():
-            return read_yolo(chosen, classes=classes, bad_boxes=bad_boxes, check_files=check_files)
+            return read_yolo(found, classes=given, chosen=chosen, bad_boxes=bad_boxes, check_files=check_files)
 
 
 def resolve_split(layout: Layout, name: str | None) -> str:

@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from rcnn.data.chosen_classes import ChosenClasses
 from rcnn.data.draft import Draft, empty_problem, finish, unknown_class
 from rcnn.data.findings import BadBoxes
 from rcnn.data.image import IMAGE_SUFFIXES
@@ -98,9 +99,15 @@ def _is_split(file: Path) -> bool:
 
 
 def read_voc(
-    split: VocSplit, *, classes: ClassTable | None = None, bad_boxes: BadBoxes = "mend", check_files: bool = True
+    split: VocSplit,
+    *,
+    classes: ClassTable | None = None,
+    chosen: ChosenClasses | None = None,
+    bad_boxes: BadBoxes = "mend",
+    check_files: bool = True,
 ) -> AnnotationTable:
-    """The annotations of one split. With `classes`, labels are given by class name in that table."""
+    """The annotations of one split. With `classes`, labels are given by class name in that table; with
+    `chosen`, which takes its place, the others are not read."""
     problems: list[Problem] = []
     stems = _stems(split, problems)
     if not stems and not problems:
@@ -135,7 +142,7 @@ def read_voc(
         areas=np.full(len(stated), np.nan),
         where=lambda row: _place(split, *objects.places[row]),
     )
-    return finish(draft, table_classes, problems, bad_boxes=bad_boxes, check_files=check_files)
+    return finish(draft, table_classes, problems, chosen=chosen, bad_boxes=bad_boxes, check_files=check_files)
 
 
 def _place(split: VocSplit, stem: str, number: int) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from rcnn.data.chosen_classes import ChosenClasses
 from rcnn.data.draft import Draft, empty_problem, finish, map_classes, missing_files, read_sizes
 from rcnn.data.findings import BadBoxes
 from rcnn.data.image import IMAGE_SUFFIXES
@@ -84,9 +85,15 @@ def _load(file: Path) -> Any:
 
 
 def read_yolo(
-    split: YoloSplit, *, classes: ClassTable | None = None, bad_boxes: BadBoxes = "mend", check_files: bool = True
+    split: YoloSplit,
+    *,
+    classes: ClassTable | None = None,
+    chosen: ChosenClasses | None = None,
+    bad_boxes: BadBoxes = "mend",
+    check_files: bool = True,
 ) -> AnnotationTable:
-    """The annotations of one split. With `classes`, labels are given by class name in that table."""
+    """The annotations of one split. With `classes`, labels are given by class name in that table; with
+    `chosen`, which takes its place, the others are not read."""
     problems: list[Problem] = []
     names = _class_names(split, problems)
     pictures = _pictures(split, problems)
@@ -129,7 +136,7 @@ def read_yolo(
         areas=np.full(len(own_labels), np.nan),
         where=lambda row: f"{labels.places[row][0]}:{labels.places[row][1]}",
     )
-    return finish(draft, table_classes, problems, bad_boxes=bad_boxes, check_files=False)
+    return finish(draft, table_classes, problems, chosen=chosen, bad_boxes=bad_boxes, check_files=False)
 
 
 def _class_names(split: YoloSplit, problems: list[Problem]) -> tuple[str, ...]:

@@ -92,18 +92,27 @@ def _read_both(
     train = evaluation = None
     problems: list[Problem] = []
     try:
-        train = read_dataset(path, split=train_name, bad_boxes=data.bad_boxes)
+        train = _read(data, path, train_name)
     except DataError as error:
         problems += error.problems
     if evaluation_name is not None:
         classes = train.classes if train is not None else None
         try:
-            evaluation = read_dataset(path, split=evaluation_name, classes=classes, bad_boxes=data.bad_boxes)
+            evaluation = _read(data, path, evaluation_name, classes=classes)
         except DataError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems or train is None:
         raise DataError(problems)
     return train, evaluation
+
+
+def _read(data: DataSpec, path: str, split: str, *, classes: ClassTable | None = None) -> AnnotationTable:
+    """One split with the classes that the recipe reads. Raises `DataError`, `RecipeError`."""
+    repeated = sorted({name for name in data.classes or () if data.classes and data.classes.count(name) > 1})
+    if repeated:
+        given = f"{', '.join(repeated)} more than once"
+        raise RecipeError(Problem(where="data.classes", given=given, allowed="a name of its own for each class"))
+    return read_dataset(path, split=split, classes=classes, only=data.classes, bad_boxes=data.bad_boxes)
 
 
 def _training_split(layout: Layout, data: DataSpec) -> str:
@@ -187,7 +196,7 @@ def read_evaluation(path: str, *, split: str | None, classes: ClassTable | None,
     chosen = split or _usual_split(layout, data)
     name = resolve_split(layout, chosen)
     agnostic = classes is not None and isinstance(recipe.detector, FirstStageSpec)
-    truth = read_dataset(path, split=name, classes=None if agnostic else classes, bad_boxes=data.bad_boxes)
+    truth = _read(data, path, name, classes=None if agnostic else classes)
     truth = without_classes(truth) if agnostic else truth
     notes = [truth.findings.summary()] if truth.findings else []
     same_data = data.path is not None and Path(data.path).resolve() == Path(path).resolve()

@@ -232,6 +232,8 @@ class DataSpec(Spec):
     """null: "train", or the only split."""
     eval_split: str | None = None
     """null: "val", else "test", else pictures held out of the training split."""
+    classes: Annotated[tuple[str, ...], MinLen(1)] | None = None
+    """The classes to read, in the order of their labels; boxes of others are left out. null: all that the data have."""
     holdout: Annotated[float, Ge(0), Lt(1)] = 0.2
     """The share held out where there is neither a "val" nor a "test" split; 0: train without evaluation."""
     bad_boxes: Literal["mend", "error"] = "mend"

@@ -21,6 +21,7 @@ from rcnn.recipes.mmdetection.datasets import (
     evaluator,
     loader,
     old_loaders,
+    refuse_other_classes,
 )
 from rcnn.recipes.mmdetection.detectors import Surroundings, detector
 from rcnn.recipes.mmdetection.ledger import Finding, Ledger, Part
@@ -117,6 +118,7 @@ def _recipe(root: Part, path: Path) -> Recipe:
     if padding is not None:
         _mind_padding(model, spec)
     _refuse_other_sizes(train, evaluation, around.image)
+    refuse_other_classes(train, evaluation)
     trained = _training(root, train, is_old=is_old)
     metric, interpolation = _evaluation(root, is_old=is_old, first_stage=isinstance(spec, FirstStageSpec))
     spec, start = _start(root, spec)

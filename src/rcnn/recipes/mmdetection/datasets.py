@@ -27,6 +27,10 @@ class Loader:
     root: str | None
     skip_empty: bool
     grouped: bool
+    classes: tuple[str, ...] | None
+    """None: all that the data have."""
+    part: Part
+    """Where the config says it."""
 
 
 def loader(part: Part) -> Loader:
@@ -74,9 +78,7 @@ def dataset(part: Part, *, batch: int, workers: int, grouped: bool) -> Loader:
     part.ignore(_FILES, "ann_file", "data_prefix", "img_prefix", "ann_subdir", "img_subdir")
     part.ignore(FIXED, "backend_args", "file_client_args", "test_mode", "lazy_init", "serialize_data")
     part.ignore("files of proposals are written by rcnn proposals dump: data.train_proposals", "proposal_file")
-    for key in ("metainfo", "classes"):
-        if key in part:
-            part.refuse(key, "the classes are those of the data; a part of them cannot be chosen")
+    classes = _classes(part)
     root = part.take("data_root")
     skip = part.truth("filter_empty_gt", True) and not part.peek("test_mode", False)
     rules = part.part("filter_cfg")
@@ -93,9 +95,37 @@ def dataset(part: Part, *, batch: int, workers: int, grouped: bool) -> Loader:
         root=root if isinstance(root, str) else None,
         skip_empty=skip,
         grouped=grouped,
+        classes=classes,
+        part=part,
     )
     part.close()
     return found
+
+
+def _classes(part: Part) -> tuple[str, ...] | None:
+    """`metainfo=dict(classes=...)` (3.x) or `classes` (2.x); None for all that the data have."""
+    metainfo = part.part("metainfo")
+    found = _names(metainfo, "classes") or _names(metainfo, "CLASSES") or _names(part, "classes")
+    metainfo.ignore("the colours of boxes in pictures", "palette", "PALETTE")
+    metainfo.close()
+    return found
+
+
+def _names(part: Part, key: str) -> tuple[str, ...] | None:
+    given = part.take(key)
+    if given is None:
+        return None
+    if isinstance(given, list) and given and all(isinstance(name, str) for name in given):
+        return tuple(given)
+    part.refuse(key, "a list of names is wanted; one name alone is ('name',), with its comma")
+    return None
+
+
+def refuse_other_classes(train: Loader, evaluation: Loader) -> None:
+    """Classes that are chosen for one of training and evaluation alone, or that differ."""
+    if train.classes != evaluation.classes:
+        part = (train if evaluation.classes is None else evaluation).part
+        part.refuse("metainfo" if "metainfo" in part else "classes", "training and evaluation have other classes")
 
 
 def batch_of_all_devices(part: Part, train: Loader) -> int:
@@ -112,6 +142,7 @@ def data_spec(train: Loader, *, train_divisor: int | None) -> DataSpec:
     sides = None if jitter is not None else found.short_sides
     return DataSpec(
         path=train.root,
+        classes=train.classes,
         flip=min(max(found.flip, 0.0), 1.0),
         short_sides=sides,
         short_side_draw="between" if sides is not None and found.drawn_between else "listed",
