@@ -88,7 +88,7 @@ class AnchorGenerator:
 
     @property
     def cells(self) -> tuple[Tensor, ...]:
-        """The anchors of one cell per level, in float64: each call casts them to what it is asked for."""
+        """The anchors of one cell per level, in float64."""
         return tuple(_as_tensor(corners) for corners in self._corners)
 
     def __call__(
@@ -96,23 +96,29 @@ class AnchorGenerator:
     ) -> list[Float[Tensor, "anchors 4"]]:
         """Anchors per level in network-input pixels, row-major over the cells, the anchors of a cell together."""
         return [
-            self._level(cell, shape, padded_size, dtype=dtype, device=device)
-            for cell, shape in zip(self.cells, shapes, strict=True)
+            self._level(corners, shape, padded_size, dtype=dtype, device=device)
+            for corners, shape in zip(self._corners, shapes, strict=True)
         ]
 
     def _level(
-        self, cell: Tensor, shape: LevelShape, padded_size: Size, *, dtype: torch.dtype, device: torch.device
+        self,
+        corners: Sequence[_Corners],
+        shape: LevelShape,
+        padded_size: Size,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> Tensor:
         stride_y, stride_x = cell_strides(shape, padded_size, self.stride_rule)
         # The offset is added before the cast, as in simple-faster-rcnn: which of two anchors overlaps a box most can
-        # hang on the last bit.
-        offset = cell.new_tensor((stride_x, stride_y, stride_x, stride_y)) * self.centre_offset
-        cell = (cell + offset).to(dtype).to(device)
+        # hang on the last bit. All of it in Python's numbers: of the operators small networks feel every one.
+        dx, dy = stride_x * self.centre_offset, stride_y * self.centre_offset
+        cell = torch.tensor([(x1 + dx, y1 + dy, x2 + dx, y2 + dy) for x1, y1, x2, y2 in corners], dtype=dtype)
         y = torch.arange(shape.height, device=device, dtype=dtype) * stride_y
         x = torch.arange(shape.width, device=device, dtype=dtype) * stride_x
         y, x = torch.meshgrid(y, x, indexing="ij")
         shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
-        return (shifts + cell).reshape(-1, 4)
+        return (shifts + cell.to(device)).reshape(-1, 4)
 
 
 def octave_anchors(strides_px: Sequence[int], *, scale: float = 4.0, scales_per_octave: int = 3) -> AnchorGenerator:

@@ -62,6 +62,7 @@ class ProposalFilter:
         chosen = has_min_side(candidates.boxes_xyxy, self.min_side_px * scale)
         if self.side_test == "before_pre_nms":
             chosen = chosen & self._among_best(candidates, chosen, num_levels)
+        chosen = chosen.nonzero().flatten()
         boxes, scores, level = candidates.boxes_xyxy[chosen], candidates.scores[chosen], candidates.level[chosen]
         keep = (
             nms(boxes, scores, self.nms_iou)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from rcnn.ops import fused
 from rcnn.ops.folding import FoldedWeights
-from rcnn.ops.fused import Activation, ConvGeometry, FusedConv2d, FusedFlatLinear, FusedLinear
+from rcnn.ops.fused import Activation, ConvGeometry, FusedConv2d, FusedFlatLinear, FusedLinear, FusedPointwise
 
 REFERENCES = {
     Activation.NONE: lambda x: x,
@@ -152,9 +152,29 @@ def test_weights_that_change_before_they_are_read_are_refused(path: str) -> None
     linear = FusedLinear(weight=weight.detach().flatten(1), bias=bias, activation=Activation.NONE)
     with torch.no_grad():
         weight.mul_(2)
-    for layer, given in ((conv, x), (linear, x.reshape(-1)[:36])):
+    with pytest.raises(RuntimeError, match="prepare it again"):
+        conv(x)
+    row = x.reshape(-1)[:36]
+    if path == "onednn":  # packed at once, when nothing had changed
+        assert_near(linear(row), F.linear(row.double(), weight.detach().double().flatten(1) / 2, bias.double()))
+    else:
         with pytest.raises(RuntimeError, match="prepare it again"):
-            layer(given)
+            linear(row)
+
+
+@pytest.mark.parametrize("cells", [(3, 4), (1, 1)])
+@pytest.mark.parametrize("activation", list(Activation))
+def test_a_pointwise_convolution_is_a_linear_layer_of_the_cells(
+    path: str, activation: Activation, cells: tuple[int, int]
+) -> None:
+    weight, bias = numbers(6, 4, 1, 1), numbers(6)
+    layer = FusedPointwise(weights=weights_of(weight, bias), activation=activation)
+    assert layer.uses_onednn == (path == "onednn")
+    # Of other sizes too than those of the first call, and in another layout than it is meant for.
+    for x in (last(numbers(2, 4, *cells)), last(numbers(1, 4, 5, 2)), numbers(2, 4, 3, 3), numbers(0, 4, 3, 3)):
+        found = layer(x)
+        assert_near(found, REFERENCES[activation](F.conv2d(x.double(), weight.double(), bias.double())))
+        assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_missing_operators_mean_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:

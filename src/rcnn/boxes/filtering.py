@@ -42,7 +42,7 @@ class DetectionFilter:
     def __call__(
         self, boxes_xyxy: Float[Tensor, "p 4"], scores: Float[Tensor, " p"], labels: Int[Tensor, " p"]
     ) -> Detections:
-        large = has_min_side(boxes_xyxy, self.min_side_px) & (scores > self.score_threshold)
+        large = (has_min_side(boxes_xyxy, self.min_side_px) & (scores > self.score_threshold)).nonzero().flatten()
         boxes, scores, labels = boxes_xyxy[large], scores[large], labels[large]
         keep, scores = self._suppress(boxes, scores, labels)
         keep, scores = keep[: self.max_detections], scores[: self.max_detections]

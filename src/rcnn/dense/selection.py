@@ -93,7 +93,7 @@ class CandidateSelector:
             if self.fusion != "none":
                 quality = self._of_level(prediction.quality, image, level, 1).flatten().to(dtype).sigmoid()
             score, index = self._best(logits, quality, dtype, per_level, score_threshold)
-            prior = index // self.num_classes
+            prior = index if self.num_classes == 1 else index // self.num_classes
             raw.append(self._of_level(prediction.boxes, image, level, self.box_width)[prior])
             chosen.append(level_priors[prior])
             scores.append(score)
@@ -141,5 +141,5 @@ def _largest(values: Tensor, count: int | None) -> Tensor:
 
 def _over(index: Tensor, score: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     # What is no number is under every threshold.
-    keep = score >= threshold
+    keep = (score >= threshold).nonzero().flatten()
     return index[keep], score[keep]

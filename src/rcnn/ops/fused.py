@@ -137,13 +137,10 @@ class FusedConv2d(nn.Module):
         # As oneDNN's operators want them after the weights. Small networks feel every list that is built per call.
         self._walk = (list(geometry.padding), list(geometry.stride), list(geometry.dilation), geometry.groups)
         self._ending = (activation.value, _scalars(activation), "")
-        self._is_linear_of_cell = self.kernel == (1, 1) and geometry.padding == (0, 0) and geometry.groups == 1
 
     def forward(self, x: Float[Tensor, "n c h w"], other: Tensor | None = None) -> Tensor:
         if self._folded is not None:
             self._fold(self._folded)
-        if self._is_linear_of_cell and x.shape[2:] == (1, 1) and other is None and not self._is_packed:
-            return self._linear(x)
         if self.geometry.same:
             x = self.geometry.padded(x, self.kernel)
         if not self.uses_onednn or x.numel() == 0:
@@ -157,6 +154,11 @@ class FusedConv2d(nn.Module):
             return self._activate(self._convolve_alone(x) + other)
         return self._convolve_and_add(x, other)
 
+    def walking(self, geometry: ConvGeometry) -> FusedConv2d:
+        """The same layer with another geometry. To be asked for before the first call."""
+        assert self._folded is not None
+        return FusedConv2d(weights=self._folded, geometry=geometry, activation=self.activation)
+
     def _fold(self, weights: FoldedWeights) -> None:
         weight, self._bias = weights.get()
         # The pack is made from the usual layout: nothing is copied for it before.
@@ -167,13 +169,6 @@ class FusedConv2d(nn.Module):
         self._operators = onednn_operators()
         self._weight = self._operators.pack_convolution(self._weight, *self._walk, list(x.shape))
         self._is_packed = True
-
-    def _linear(self, x: Float[Tensor, "n c 1 1"]) -> Float[Tensor, "n o 1 1"]:
-        """A map of one cell (squeeze and excitation) as a row: a linear layer has two thirds of the overhead."""
-        if not self.uses_onednn or x.numel() == 0:
-            return self._plain(x, None)
-        row = onednn_operators().linear(x.flatten(1), self._weight.flatten(1), self._bias, *self._ending)
-        return row[:, :, None, None]
 
     def _plain(self, x: Tensor, other: Tensor | None) -> Tensor:
         weight = self._weight.to_dense() if self._is_packed else self._weight
@@ -199,28 +194,63 @@ class FusedConv2d(nn.Module):
         return out if relu else self._activate(out)
 
 
+class FusedPointwise(nn.Module):
+    """activation(conv(x)) of a 1x1 convolution of every cell: a linear layer, of which oneDNN has less overhead.
+
+    Holds its weights as `FusedConv2d` does.
+    """
+
+    def __init__(self, *, weights: FoldedWeights, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+        self.out_channels = weights.shape[0]
+        self.uses_onednn = onednn_serves(weights.device, weights.dtype)
+        self._folded: FoldedWeights | None = weights
+        self._weight: Tensor = torch.empty(0)
+        self._bias: Tensor = torch.empty(0)
+        self._is_packed = False
+        self._ending = (activation.value, _scalars(activation), "")
+
+    @staticmethod
+    def serves(kernel: tuple[int, ...], geometry: ConvGeometry) -> bool:
+        """Whether a convolution is of that kind."""
+        return kernel == (1, 1) and geometry.stride == (1, 1) and geometry.padding == (0, 0) and geometry.groups == 1
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o h w"]:
+        if self._folded is not None:
+            weight, self._bias = self._folded.get()
+            self._weight, self._folded = weight.flatten(1), None
+        cells = x.permute(0, 2, 3, 1)
+        # Of maps of one cell (squeeze and excitation) the public operator has the least overhead.
+        if not self.uses_onednn or x.numel() == 0 or (x.shape[2:] == (1, 1) and not self._is_packed):
+            weight = self._weight.to_dense() if self._is_packed else self._weight
+            out = _IN_PLACE[self.activation](F.linear(cells, weight, self._bias))
+        else:
+            if not self._is_packed:
+                rows = x.numel() // x.shape[1]
+                self._weight, self._is_packed = onednn_operators().pack_linear(self._weight, rows), True
+            out = onednn_operators().linear(cells, self._weight, self._bias, *self._ending)
+        return out.permute(0, 3, 1, 2)
+
+
 class FusedLinear(nn.Module):
-    """activation(linear(x)). Not for moving, training or saving, as `FusedConv2d`. The weight is shared, not copied."""
+    """activation(linear(x)). Not for moving, training or saving, as `FusedConv2d`. Packed at once, where oneDNN serves;
+    else the weight is shared."""
 
     def __init__(self, *, weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"], activation: Activation) -> None:
         super().__init__()
         self.activation = activation
-        self.uses_onednn = onednn_serves(weight.device, weight.dtype)
         self._bias = bias.contiguous()
-        self._shared = Unchanged(weight)
-        self._is_packed = False
+        self._is_packed = onednn_serves(weight.device, weight.dtype)
+        self._shared = Unchanged(onednn_operators().pack_linear(weight) if self._is_packed else weight)
         self._ending = (activation.value, _scalars(activation), "")
 
     def forward(self, x: Float[Tensor, "*rows i"]) -> Float[Tensor, "*rows o"]:
         (weight,) = self._shared.read()
         assert weight is not None
-        if not self.uses_onednn or x.numel() == 0:
+        if not self._is_packed or x.numel() == 0:
             dense = weight.to_dense() if self._is_packed else weight
             return _IN_PLACE[self.activation](F.linear(x, dense, self._bias))
-        # A pack speeds up bfloat16 alone; in float32 oneDNN reads plain rows nearly as fast, without a second copy.
-        if not self._is_packed and x.dtype == torch.bfloat16:
-            weight = onednn_operators().pack_linear(weight, x.numel() // x.shape[-1])
-            self._shared, self._is_packed = Unchanged(weight), True
         return onednn_operators().linear(x, weight, self._bias, *self._ending)
 
 

@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from rcnn.ops.folding import FoldedWeights, is_fixed_norm
-from rcnn.ops.fused import Activation, ConvGeometry, FusedConv2d, FusedFlatLinear, FusedLinear
+from rcnn.ops.fused import Activation, ConvGeometry, FusedConv2d, FusedFlatLinear, FusedLinear, FusedPointwise
+from rcnn.ops.strips import StripwiseDepthwise
 
 _ACTIVATION_MODULES: dict[type[nn.Module], Activation] = {
     nn.ReLU: Activation.RELU,
@@ -162,6 +163,7 @@ class _Rewriter:
                     self._fuse_linear(node, linear)
                 case nn.AdaptiveAvgPool2d(output_size=1 | (1, 1)) if self.dtype == torch.bfloat16:
                     self._replace(node, _MapMean(), (node.args[0],))
+        self._pair_strips()
         self.graph.eliminate_dead_code()
         self.root.delete_all_unused_submodules()
         for module in list(self.root.modules()):
@@ -246,14 +248,27 @@ class _Rewriter:
             user = self._only_user(last)
             if user is not None and (found := self._activation(user)):
                 last, activation = user, found
+        weights = FoldedWeights(conv, norm, self.dtype)
+        if other is None and FusedPointwise.serves(conv.kernel_size, geometry):
+            self._replace(last, FusedPointwise(weights=weights, activation=activation), (node.args[0],))
+            return
         fused = FusedConv2d(
-            weights=FoldedWeights(conv, norm, self.dtype),
+            weights=weights,
             geometry=geometry,
             activation=activation,
             overwrites_other=isinstance(other, fx.Node) and self._is_free_after(other, last),
         )
-        arguments = (node.args[0],) if other is None else (node.args[0], other)
-        self._replace(last, fused, arguments)
+        self._replace(last, fused, (node.args[0],) if other is None else (node.args[0], other))
+
+    def _pair_strips(self) -> None:
+        for node in list(self.graph.nodes):
+            source = node.args[0] if len(node.args) == 1 else None
+            depthwise = self._module(node)
+            if not isinstance(depthwise, FusedConv2d) or not isinstance(source, fx.Node) or len(source.users) > 1:
+                continue
+            expand = self._module(source)
+            if isinstance(expand, FusedPointwise) and StripwiseDepthwise.serves(expand, depthwise):
+                self._replace(node, StripwiseDepthwise(expand=expand, depthwise=depthwise), (source.args[0],))
 
     def _expose_activation(self, node: fx.Node, norm: nn.Module) -> None:
         """timm's norms carry the activation that follows them: make it a step of its own."""
@@ -290,7 +305,7 @@ class _Rewriter:
         source = node.args[0]
         assert isinstance(source, fx.Node)
         module = self._module(source)
-        if isinstance(module, FusedConv2d):
+        if isinstance(module, FusedConv2d | FusedPointwise):
             return module.out_channels
         return self.channels if source.op == "placeholder" else None
 
@@ -315,7 +330,7 @@ class _Rewriter:
         return all(user <= last and not _may_be_view(user, self._module(user)) for user in node.users)
 
     def _is_own_tensor(self, node: fx.Node) -> bool:
-        return isinstance(self._module(node), FusedConv2d) or node.target is F.interpolate
+        return isinstance(self._module(node), FusedConv2d | FusedPointwise) or node.target is F.interpolate
 
 
 def _asks_size(node: fx.Node) -> bool:
@@ -328,7 +343,7 @@ def _may_be_view(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether the result of the node could share memory with its argument. Sums and known layers make new tensors."""
     if module is not None:
         return not isinstance(
-            module, FusedConv2d | nn.Conv2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | _MapMean
+            module, FusedConv2d | FusedPointwise | nn.Conv2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d | _MapMean
         ) and not is_fixed_norm(module)
     return node.target not in (operator.add, torch.add, "add", F.interpolate, F.max_pool2d)
 

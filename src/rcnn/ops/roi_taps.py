@@ -50,17 +50,17 @@ def fixed_taps(
     twice sampling_ratio. Without it every shape is known beforehand, as an export needs.
     """
     first, bin_size = _bins(start, end, bins, aligned)
-    grid = torch.full_like(size, sampling_ratio)
-    samples = _samples(first, bin_size, grid, size, bins=bins, most=sampling_ratio)
+    samples = _samples(first, bin_size, sampling_ratio, size, bins=bins, most=sampling_ratio)
     cells = torch.stack([samples.low, samples.high], dim=-1).flatten(2)
     weights = torch.stack([samples.weight_low, samples.weight_high], dim=-1).flatten(2) / sampling_ratio
     counts = torch.full_like(size, 2 * sampling_ratio)
     if merge and sampling_ratio > 1:
         dense = (bin_size >= 0) & (bin_size <= sampling_ratio)
-        merged_cells, merged_weights = _merged(samples, size, taps=2 * sampling_ratio, counts=grid + 1)
+        most = torch.full_like(size, sampling_ratio + 1)
+        merged_cells, merged_weights = _merged(samples, size, taps=2 * sampling_ratio, counts=most)
         cells = torch.where(dense[:, None, None], merged_cells, cells)
         weights = torch.where(dense[:, None, None], merged_weights / sampling_ratio, weights)
-        counts = torch.where(dense, grid + 1, counts)
+        counts = torch.where(dense, most, counts)
     return AxisTaps(cells=cells, weights=weights, counts=counts)
 
 
@@ -92,24 +92,26 @@ def _bins(start: Tensor, end: Tensor, bins: int, aligned: bool) -> tuple[Tensor,
     return start, (length if aligned else length.clamp(min=1.0)) / bins
 
 
-def _samples(start: Tensor, bin_size: Tensor, grid: Tensor, size: Tensor, *, bins: int, most: int) -> _Samples:
+def _samples(start: Tensor, bin_size: Tensor, grid: Tensor | int, size: Tensor, *, bins: int, most: int) -> _Samples:
+    """`grid` samples in each bin of a RoI: as many for all, or `most` at most."""
     bin_index = torch.arange(bins, dtype=start.dtype, device=start.device)
     sample_index = torch.arange(most, dtype=start.dtype, device=start.device)
     start, bin_size, size = start[:, None, None], bin_size[:, None, None], size[:, None, None]
-    grid = grid[:, None, None]
+    grid = grid if isinstance(grid, int) else grid[:, None, None]
     place = start + bin_index[:, None] * bin_size + (sample_index + 0.5) * bin_size / grid
     # Samples more than a cell outside count nothing; those at the border take the border cell.
-    inside = ~((place < -1.0) | (place > size)) & (sample_index < grid)
+    outside = (place < -1.0) | (place > size)
+    if not isinstance(grid, int):
+        outside = outside | (sample_index >= grid)
     place = place.clamp(min=0.0)
-    low = torch.minimum(place.to(torch.int64).clamp(min=0), size - 1)
-    high = torch.minimum(low + 1, size - 1)
-    fraction = torch.where(low >= size - 1, 0.0, place - low)
-    nothing = torch.zeros_like(fraction)
+    last = size - 1
+    low = torch.minimum(place.to(torch.int64).clamp(min=0), last)
+    fraction = (place - low).masked_fill(low >= last, 0.0)
     return _Samples(
         low=low,
-        high=high,
-        weight_low=torch.where(inside, 1.0 - fraction, nothing),
-        weight_high=torch.where(inside, fraction, nothing),
+        high=torch.minimum(low + 1, last),
+        weight_low=(1.0 - fraction).masked_fill(outside, 0.0),
+        weight_high=fraction.masked_fill(outside, 0.0),
     )
 
 
