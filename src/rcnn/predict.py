@@ -67,7 +67,7 @@ class Predictor:
         batch = self._batch(picture)
         with torch.inference_mode():
             found = self.detector.predict(batch.to(self.device))[0]
-        return to_original(found, size=batch.sizes[0], original_size=batch.original_sizes[0]).to("cpu")
+        return to_original(found, batch, 0).to("cpu")
 
     def _propose_one(self, picture: Picture) -> Proposals:
         batch = self._batch(picture)
@@ -75,7 +75,7 @@ class Predictor:
             found = proposer_of(self.detector)(batch.to(self.device))[0]
         nothing = found.boxes_xyxy.new_zeros(len(found))
         boxes = Detections(boxes_xyxy=found.boxes_xyxy, scores=nothing, labels=nothing.long())
-        moved = to_original(boxes, size=batch.sizes[0], original_size=batch.original_sizes[0])
+        moved = to_original(boxes, batch, 0)
         return Proposals(boxes_xyxy=moved.boxes_xyxy, scores=found.scores).to("cpu")
 
     def _batch(self, picture: Picture) -> ImageBatch:

@@ -35,6 +35,8 @@ class ImageBatch:
     `pixels` is uint8 or floating point and not normalised (the detector normalises, in one pass).
     `sizes` are the resized pictures without padding; `original_sizes` the pictures as they were before the resize.
     `proposals` are regions given from outside, one entry for each picture, in network-input pixels; None: none were.
+    `scales` are network-input pixels per original pixel along both axes, where pictures were fitted into a canvas;
+    None: each axis has the ratio of its sides.
     """
 
     pixels: Tensor  # [N, 3, H, W]
@@ -42,9 +44,17 @@ class ImageBatch:
     original_sizes: tuple[Size, ...]
     image_ids: tuple[int, ...] = ()
     proposals: tuple[Proposals, ...] | None = None
+    scales: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def ratio_xy(self, picture: int) -> tuple[float, float]:
+        """Original pixels per network-input pixel of a picture, along x and along y."""
+        if self.scales is not None:
+            return 1 / self.scales[picture], 1 / self.scales[picture]
+        size, original = self.sizes[picture], self.original_sizes[picture]
+        return original.width / size.width, original.height / size.height
 
     @property
     def padded_size(self) -> Size:

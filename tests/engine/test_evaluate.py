@@ -16,13 +16,19 @@ from rcnn.evaluation.table import DetectionTable
 from rcnn.records import Detections, ImageBatch, Proposals, Size
 
 
+def pictures(size: Size, original: Size, scale: float | None = None) -> ImageBatch:
+    """A batch of one."""
+    scales = None if scale is None else (scale,)
+    return ImageBatch(pixels=torch.zeros(1, 3, *size), sizes=(size,), original_sizes=(original,), scales=scales)
+
+
 def test_to_original_scales_each_axis_and_clips() -> None:
     found = Detections(
         boxes_xyxy=torch.tensor([[10.0, 20.0, 30.0, 40.0], [-5.0, -1.0, 200.0, 90.0]]),
         scores=torch.tensor([0.9, 0.8]),
         labels=torch.tensor([1, 0]),
     )
-    moved = to_original(found, size=Size(height=50, width=100), original_size=Size(height=200, width=150))
+    moved = to_original(found, pictures(Size(height=50, width=100), Size(height=200, width=150)), 0)
     # x times 1.5, y times 4; the second box is cut at 0, 150 and 200
     torch.testing.assert_close(
         moved.boxes_xyxy, torch.tensor([[15.0, 80.0, 45.0, 160.0], [0.0, 0.0, 150.0, 200.0]]), rtol=0, atol=0
@@ -31,13 +37,26 @@ def test_to_original_scales_each_axis_and_clips() -> None:
     torch.testing.assert_close(moved.labels, found.labels)
 
 
+def test_from_a_canvas_both_axes_go_by_the_one_scale() -> None:
+    """427 x 640 on 768 x 1280: at 1280 / 640 it would be 854 high, so it is at 768 / 427: 1151.1 wide, 1151 pixels."""
+    found = Detections(
+        boxes_xyxy=torch.tensor([[100.0, 100.0, 1150.0, 768.0]], dtype=torch.float64),
+        scores=torch.tensor([0.9]),
+        labels=torch.tensor([1]),
+    )
+    moved = to_original(found, pictures(Size(768, 1151), Size(427, 640), 768 / 427), 0)
+    # 100 * 427 / 768 = 55.599; 1150 * 427 / 768 = 639.388, which by the ratio 640 / 1151 of the sides were 639.444.
+    expected = torch.tensor([[55.598958, 55.598958, 639.388021, 427.0]], dtype=torch.float64)
+    torch.testing.assert_close(moved.boxes_xyxy, expected, rtol=0, atol=1e-6)
+
+
 def test_to_original_of_nothing() -> None:
     nothing = Detections(
         boxes_xyxy=torch.zeros(0, 4, dtype=torch.float64),
         scores=torch.zeros(0),
         labels=torch.zeros(0, dtype=torch.int64),
     )
-    moved = to_original(nothing, size=Size(1, 1), original_size=Size(2, 2))
+    moved = to_original(nothing, pictures(Size(1, 1), Size(2, 2)), 0)
     assert moved.boxes_xyxy.shape == (0, 4)
     assert moved.boxes_xyxy.dtype == torch.float64
 

@@ -2,6 +2,9 @@
 
 Its proposals are compared by their boxes: where the canvas is empty its cells are alike, and which of two neighbours
 comes first is decided by the last bits of float32.
+
+There is no float64 recording, so what a float32 run can differ by was measured with our own detector in float64 (run
+once, from the pictures on): of detections, our float32 scores differ from it by 9.4e-6, those recorded by 2.2e-5.
 """
 
 from __future__ import annotations
@@ -148,7 +151,7 @@ def test_the_first_stage(case: Case) -> None:
     found = stage.select(prediction, stage.test_filter)
     for mine, theirs in zip(found, case.proposals, strict=True):
         assert abs(len(mine) - len(theirs)) <= 1
-        # 12 of 1995 differ: neighbours whose scores are equal to 1e-6.
+        # All others within a thousandth of a pixel; 12 of 1995 are neighbours, whose scores are equal to 1e-6.
         assert len(unmatched(theirs, mine.boxes_xyxy)) <= 15
         assert len(unmatched(mine.boxes_xyxy, theirs)) <= 15
         # Cut one pixel inside the canvas.
@@ -157,7 +160,7 @@ def test_the_first_stage(case: Case) -> None:
 
 def unmatched(boxes: Tensor, others: Tensor) -> Tensor:
     """Those that have no equal among the others."""
-    return (torch.cdist(boxes, others, p=float("inf")).amin(1) > PX).nonzero().flatten()
+    return (torch.cdist(boxes, others, p=float("inf")).amin(1) > PX / 10).nonzero().flatten()
 
 
 def test_the_second_stage(case: Case) -> None:
@@ -185,16 +188,22 @@ def test_the_second_stage(case: Case) -> None:
 
 
 def test_from_the_picture_to_its_detections(case: Case) -> None:
-    """Ours and theirs from 0.5 up; a proposal of another neighbour moves a box by less than half a pixel."""
+    """All that were recorded, through proposals of our own.
+
+    Boxes are within a hundredth of a pixel. Scores are within 1e-5 where the proposals are equal (the test above), and
+    within 3e-5 here: the recorded proposals' own float32 is up to 5e-4 px away from ours. Of 2000 rows the scores of
+    five, none as high as 0.2, are those of a neighbour's.
+    """
     found = stage_predictions(case)
     for picture, mine in enumerate(in_original_pixels(found, case.read[0])):
         theirs, _ = recorded_detections(case.oracle, picture)
-        best = theirs.scores > 0.5
-        distance = torch.cdist(theirs.boxes_xyxy[best], mine.boxes_xyxy, p=float("inf"))
-        distance[theirs.labels[best][:, None] != mine.labels] = torch.inf
+        distance = torch.cdist(theirs.boxes_xyxy, mine.boxes_xyxy, p=float("inf"))
+        distance[theirs.labels[:, None] != mine.labels] = torch.inf
         nearest, place = distance.min(1)
         assert nearest.max() < PX
-        torch.testing.assert_close(mine.scores[place], theirs.scores[best], rtol=0, atol=3e-5)
+        others = (mine.scores[place] - theirs.scores).abs() > 3e-5
+        assert others.sum() <= 5
+        assert (theirs.scores[others] < 0.2).all()
 
 
 def stage_predictions(case: Case) -> Sequence[Detections]:
@@ -203,8 +212,7 @@ def stage_predictions(case: Case) -> Sequence[Detections]:
 
 
 def in_original_pixels(found: Sequence[Detections], batch: ImageBatch) -> list[Detections]:
-    sizes = zip(found, batch.sizes, batch.original_sizes, strict=True)
-    return [to_original(some, size=size, original_size=original) for some, size, original in sizes]
+    return [to_original(some, batch, picture) for picture, some in enumerate(found)]
 
 
 def recorded_detections(oracle: Oracle, picture: int) -> tuple[Detections, int]:

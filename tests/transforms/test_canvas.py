@@ -39,6 +39,7 @@ def test_the_batch_is_the_canvas_and_its_padding_is_black() -> None:
     target = Target(boxes_xyxy=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
     batch, _ = collate([Sample(image=pixels, target=target, original_size=Size(4, 8), image_id=0)], divisor=CANVAS)
     assert (batch.padded_size, batch.sizes) == (CANVAS, (Size(6, 12),))
+    assert batch.scales == (1.5,)
     numbers = {"mean": (10.0, 20.0, 30.0), "std": (2.0, 4.0, 5.0)}
     black = ImageNormalizer(**numbers, padding="black")(batch)[0]
     assert black[:, 0, 0].tolist() == [45, 20, 14]

@@ -18,7 +18,7 @@ from rcnn.detectors.interface import AbstractDetector
 from rcnn.engine.processes import gather_objects
 from rcnn.errors import DataError, Problem
 from rcnn.evaluation.table import DetectionTable
-from rcnn.records import Detections, ImageBatch, Proposals, Size, Target
+from rcnn.records import Detections, ImageBatch, Proposals, Target
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -44,7 +44,7 @@ def predict_all(
     with evaluation_mode(detector), torch.no_grad():
         for images, predictions in _results(detector.predict, loader, accelerator, on_batch):
             for index, detections in enumerate(predictions):
-                original = to_original(detections, size=images.sizes[index], original_size=images.original_sizes[index])
+                original = to_original(detections, images, index)
                 found[images.image_ids[index]] = original.to("cpu")
     return merge(gather_objects(accelerator, DetectionTable.from_detections(found.items())))
 
@@ -69,9 +69,7 @@ def propose_all(
     with evaluation_mode(detector), torch.no_grad():
         for images, proposals in _results(propose, loader, accelerator, on_batch):
             for index, found in enumerate(proposals):
-                moved = boxes_to_original(
-                    found.boxes_xyxy, size=images.sizes[index], original_size=images.original_sizes[index]
-                )
+                moved = boxes_to_original(found.boxes_xyxy, images, index)
                 own.append((images.image_ids[index], replace(found, boxes_xyxy=moved).to("cpu")))
             if len(own) >= pictures_per_round:
                 _exchange(own, receive, accelerator)
@@ -111,17 +109,18 @@ def _results(
             on_batch(len(images))
 
 
-def to_original(detections: Detections, *, size: Size, original_size: Size) -> Detections:
-    """Moves boxes from the resized picture (`size`) to the original one, each axis by its own ratio, and clips them."""
-    inside = boxes_to_original(detections.boxes_xyxy, size=size, original_size=original_size)
+def to_original(detections: Detections, batch: ImageBatch, picture: int) -> Detections:
+    """Moves boxes from the resized picture to the original one and clips them: each axis by the ratio of its sides, or
+    both by the one scale that fitted the picture into its canvas."""
+    inside = boxes_to_original(detections.boxes_xyxy, batch, picture)
     return Detections(boxes_xyxy=inside, scores=detections.scores, labels=detections.labels)
 
 
-def boxes_to_original(boxes_xyxy: Tensor, *, size: Size, original_size: Size) -> Tensor:
+def boxes_to_original(boxes_xyxy: Tensor, batch: ImageBatch, picture: int) -> Tensor:
     """`to_original` for boxes alone."""
-    x_ratio, y_ratio = original_size.width / size.width, original_size.height / size.height
-    scaled = boxes_xyxy * boxes_xyxy.new_tensor([x_ratio, y_ratio, x_ratio, y_ratio])
-    limits = boxes_xyxy.new_tensor([original_size.width, original_size.height] * 2)
+    original, ratios = batch.original_sizes[picture], batch.ratio_xy(picture)
+    scaled = boxes_xyxy * boxes_xyxy.new_tensor([*ratios, *ratios])
+    limits = boxes_xyxy.new_tensor([original.width, original.height] * 2)
     return scaled.clamp(min=0).minimum(limits)
 
 

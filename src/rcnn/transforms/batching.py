@@ -14,13 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rcnn.records import ImageBatch, Size, Target
-from rcnn.transforms.geometry import sizes_of
+from rcnn.transforms.geometry import scale_onto, sizes_of
 
 ChannelOrder = Literal["rgb", "bgr"]
 # What the network sees on the padding: exactly zero, or what it sees of a black pixel (MindSpore).
 PaddingValue = Literal["zero", "black"]
-# What batches are padded to multiples of: one number, or height and width. Pictures that were fitted into a canvas and
-# padded to multiples of its sides fill it.
+# What batches are padded to multiples of: one number; or the height and width of a canvas that all pictures of the
+# batch were fitted into, each by one scale.
 Divisor = int | tuple[int, int]
 
 
@@ -37,8 +37,9 @@ class Sample:
 def collate(samples: Sequence[Sample], *, divisor: Divisor) -> tuple[ImageBatch, list[Target]]:
     """Samples as a batch, padded with zeros at the bottom and right to the largest, rounded up to `divisor` (1: not).
 
-    Pixels stay uint8 where all are, else they become floating point (float64 where one is). Given proposals go from
-    the targets to the batch.
+    A pair of sides is a canvas: the batch then knows the scale at which each picture was fitted into it. Pixels stay
+    uint8 where all are, else they become floating point (float64 where one is). Given proposals go from the targets to
+    the batch.
     """
     proposals = tuple(sample.target.proposals for sample in samples if sample.target.proposals is not None)
     assert len(proposals) in (0, len(samples)), "all pictures of a batch have proposals, or none"
@@ -48,8 +49,13 @@ def collate(samples: Sequence[Sample], *, divisor: Divisor) -> tuple[ImageBatch,
         original_sizes=tuple(sample.original_size for sample in samples),
         image_ids=tuple(sample.image_id for sample in samples),
         proposals=proposals or None,
+        scales=_scales_onto(divisor, samples) if isinstance(divisor, tuple) else None,
     )
     return batch, [replace(sample.target, proposals=None) for sample in samples]
+
+
+def _scales_onto(canvas: tuple[int, int], samples: Sequence[Sample]) -> tuple[float, ...]:
+    return tuple(scale_onto(Size(*canvas), sample.original_size) for sample in samples)
 
 
 def pad_images(images: Sequence[Tensor], *, divisor: Divisor) -> Tensor:
