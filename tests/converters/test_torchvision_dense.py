@@ -19,6 +19,8 @@ import rcnn
 from rcnn.converters.convert import convert_file, export_file
 from rcnn.errors import CheckpointError
 from rcnn.recipes.checkpoints import read_detector
+from rcnn.recipes.heads import FCOSSpec, RetinaNetSpec
+from rcnn.recipes.recipe import OneStageSpec
 from rcnn.records import Size, Target
 from rcnn.transforms.batching import Sample, collate
 
@@ -47,6 +49,7 @@ def retinanet_v2() -> nn.Module:
     sizes = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     head = RetinaNetHead(backbone.out_channels, 9, 4, norm_layer=lambda channels: nn.GroupNorm(32, channels))
+    head.regression_head._loss_type = "giou"
     return RetinaNet(backbone, num_classes=4, anchor_generator=anchors, head=head, **SIZES)
 
 
@@ -85,6 +88,16 @@ def test_a_users_model_detects_the_same(theirs: nn.Module, tmp_path: Path) -> No
     torch.testing.assert_close(found.scores, expected["scores"], rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(found.boxes_xyxy, expected["boxes"], rtol=1e-6, atol=1e-5)
     assert found.labels.tolist() == expected["labels"].tolist()
+
+
+def test_training_goes_on_with_the_same_loss(theirs: nn.Module, tmp_path: Path) -> None:
+    """FCOS has a GIoU loss alone, RetinaNet says which."""
+    detector = read_detector(converted(theirs, tmp_path)).recipe.detector
+    assert isinstance(detector, OneStageSpec)
+    assert isinstance(detector.head, FCOSSpec | RetinaNetSpec)
+    given = detector.head.box_loss
+    found = given if isinstance(given, str) else given.type
+    assert found == getattr(theirs.head.regression_head, "_loss_type", "giou")
 
 
 def test_there_and_back(theirs: nn.Module, tmp_path: Path) -> None:

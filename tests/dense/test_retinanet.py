@@ -28,7 +28,7 @@ from rcnn.boxes.filtering import DetectionFilter
 from rcnn.dense.contract import assert_is_dense_head
 from rcnn.dense.interface import DensePrediction
 from rcnn.dense.normalizers import MovingNormalizer, by_batch, by_picture
-from rcnn.dense.retinanet import RetinaNetHead
+from rcnn.dense.retinanet import DecodedGIoULoss, RetinaNetHead
 from rcnn.matching.iou import IoUMatcher
 from rcnn.priors import AnchorGenerator
 from rcnn.records import Levels, LevelShape, Size, Target
@@ -82,6 +82,17 @@ def test_losses_and_gradients_as_torchvision(pair: tuple[RetinaNetHead, Peer], c
     levels = pyramid()
     theirs = peer.losses(levels, CASES[case])
     assert_equal_losses(head, head.loss(head(levels), CASES[case]), theirs, peer.model, TERMS)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_of_the_boxes_themselves_as_torchvisions_second_retinanet(
+    pair: tuple[RetinaNetHead, Peer], case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `retinanet_resnet50_fpn_v2` sets it."""
+    head, peer = pair
+    monkeypatch.setattr(peer.model.head.regression_head, "_loss_type", "giou")
+    monkeypatch.setattr(head, "box_loss", DecodedGIoULoss())
+    test_losses_and_gradients_as_torchvision(pair, case)
 
 
 def test_detections_as_torchvision(pair: tuple[RetinaNetHead, Peer]) -> None:
@@ -138,6 +149,18 @@ def test_losses_by_hand() -> None:
     assert found["classification"].item() == pytest.approx(focal_sum(1, 8))
     # |0 - 2/8|, and nothing for the other three numbers.
     assert found["box"].item() == pytest.approx(0.25)
+
+
+def test_the_loss_of_a_box_by_hand() -> None:
+    """Deltas of 0 are the anchor.
+
+    The boxes 4..12 and 6..14, both 4..12 high: shared 6 x 8 = 48, union 64 + 64 - 48 = 80, enclosing 10 x 8 = 80.
+    """
+    found = one_level(box_loss=DecodedGIoULoss()).loss(prediction(), [BOX])
+    assert found["box"].item() == pytest.approx(1 - 48 / 80)
+    # A box of 8 x 8 that is 1 lower as well, 6..14 x 5..13: shared 6 x 7 = 42, union 86, enclosing 10 x 9 = 90.
+    lower = one_level(box_loss=DecodedGIoULoss()).loss(prediction(), [truth((6, 5, 14, 13), labels=[1])])
+    assert lower["box"].item() == pytest.approx(1 - 42 / 86 + 4 / 90)
 
 
 def test_between_the_thresholds_nothing_is_learnt() -> None:

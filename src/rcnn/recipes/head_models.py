@@ -17,7 +17,7 @@ from rcnn.dense.fcos import FCOSHead
 from rcnn.dense.gfl import GFLHead
 from rcnn.dense.interface import AbstractDenseHead
 from rcnn.dense.normalizers import MovingNormalizer, by_batch, by_picture
-from rcnn.dense.retinanet import RetinaNetHead
+from rcnn.dense.retinanet import DecodedGIoULoss, RetinaNetHead
 from rcnn.dense.rpn import RPNHead
 from rcnn.dense.tood import TOODHead
 from rcnn.dense.towers import group_norm
@@ -40,6 +40,7 @@ from rcnn.recipes.heads import (
     DenseHeadSpec,
     FCOSSpec,
     GFLSpec,
+    GIoUSpec,
     HeadNorm,
     RetinaNetSpec,
     RPNSpec,
@@ -144,12 +145,15 @@ def _divisor(beyond_picture: BeyondPicture, divisor_px: int) -> int | None:
 
 def _build_retinanet(spec: RetinaNetSpec, neck: AbstractNeck, num_classes: int, divisor_px: int) -> RetinaNetHead:
     normalizers = {"batch": by_batch, "picture": by_picture}
+    loss = spec.box_loss
     return RetinaNetHead(
         **_above(neck, spec, num_classes),
         anchors=None if spec.anchors is None else build_anchors(spec.anchors, neck),
         matcher=build_matcher(spec.matcher),
         coder=build_coder(spec.coder),
-        box_loss=build_box_loss(spec.box_loss, reduction="none"),
+        box_loss=DecodedGIoULoss(eps=loss.eps)
+        if isinstance(loss, GIoUSpec)
+        else build_box_loss(loss, reduction="none"),
         normalizer=normalizers[spec.normalizer] if spec.normalizer != "moving" else MovingNormalizer(),
         size_divisor_px=_divisor(spec.beyond_picture, divisor_px),
         clips_candidates=spec.clips_candidates,

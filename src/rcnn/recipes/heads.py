@@ -49,6 +49,14 @@ class RPNSpec(Spec):
     """By how many anchors of a picture the losses are divided: a number counts whatever was sampled (detectron2)."""
 
 
+class GIoUSpec(Spec):
+    """Of the boxes that deltas describe (torchvision's second RetinaNet)."""
+
+    type: Literal["giou"] = "giou"
+    eps: PositiveFloat = 1e-7
+    """Added to the union and to the area of the enclosing box."""
+
+
 class RetinaNetSpec(Spec):
     """Focal loss over anchors of three sizes and ratios per cell."""
 
@@ -60,7 +68,7 @@ class RetinaNetSpec(Spec):
     """null: three sizes from 4 strides of the level up, three ratios."""
     matcher: MatcherSpec = MatcherSpec(positive_iou=0.5, negative_iou=0.4, low_quality_iou=0.0, claim_owner="claimer")
     coder: DeltaCoderSpec = DeltaCoderSpec(symmetric_clamp=True)
-    box_loss: BoxLossSpec = L1Spec()
+    box_loss: SmoothL1Spec | L1Spec | GIoUSpec = L1Spec()
     normalizer: Literal["batch", "picture", "moving"] = "batch"
     """What divides the losses: the batch's positives, each picture's (torchvision), a moving mean (detectron2)."""
     beyond_picture: BeyondPicture = "left_out"
