@@ -18,7 +18,7 @@ from rcnn.converters.key_map import Dropped, KeyMap, Rule
 from rcnn.converters.torchvision import coco_91_classes, resnet_depth
 from rcnn.converters.torchvision import modern_names as modern_pyramid_names
 from rcnn.errors import CheckpointError, Problem
-from rcnn.recipes.heads import CentreMatcherSpec, FCOSSpec, PointSpec, RetinaNetSpec
+from rcnn.recipes.heads import CentreMatcherSpec, FCOSSpec, GIoUSpec, PointSpec, RetinaNetSpec
 from rcnn.recipes.parts import AnchorSpec, DeltaCoderSpec, MatcherSpec
 from rcnn.recipes.recipe import MultiStepSpec, OneStageSpec, Recipe, ResNetSpec, SGDSpec, TrainSpec, WarmUpSpec
 from rcnn.records import ClassTable
@@ -34,12 +34,14 @@ _COMMON = (
     Rule(theirs="backbone.body.{}", ours="backbone.{}"),
 )
 _DROPPED = (Dropped(pattern=r"backbone\.body\..*num_batches_tracked", reason="a frozen batch norm counts no batches"),)
-# The second RetinaNet: batch norms that are trained, group norms in the head, P6 from C5.
+# The second RetinaNet: batch norms that are trained, group norms in the head, P6 from C5,
+# a loss of the boxes themselves.
 _RETINANET_V2 = {
     "expected": "COCO val2017 box AP 41.5",
     "detector.backbone.norm": "batch",
     "detector.neck.extra": "convs_on_c5",
     "detector.head.norm": "group",
+    "detector.head.box_loss": GIoUSpec(),
 }
 _TOWERS = {"classification_head": "class_tower", "regression_head": "box_tower"}
 _OUTPUTS: dict[Architecture, dict[str, str]] = {
