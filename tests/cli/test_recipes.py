@@ -109,6 +109,25 @@ def test_check_lists_all_problems(rcnn, tmp_path) -> None:
     assert 'did you mean "sgd"?' in err
 
 
+def test_check_says_what_a_config_of_mindspore_rcnn_holds_for_nothing(rcnn, tmp_path) -> None:
+    """Of the file that is named, of its base, and where a patch of ours stands on top."""
+    (tmp_path / "base.yml").write_text("net: FasterRCNN\nbackbone: {name: det_resnet50}\nrpn_head: {}\nrank: 0\n")
+    config = tmp_path / "config.yml"
+    config.write_text("__BASE__: base.yml\nepochs: 3\nclip_grads: true\ninfer:\n  max_box_num: 100\n")
+    patch = tmp_path / "my.yaml"
+    patch.write_text("base: config.yml\nset:\n  train.epochs: 4\n")
+    code, _, err = rcnn("check", str(config))
+    assert (code, f"{config}:3: clip_grads" in err) == (1, True)
+    for source in (config, patch):
+        code, out, _ = rcnn("check", str(source), "--allow-unmapped")
+        assert code == 0
+        *left_out, last = out.splitlines()
+        assert any(line.startswith(f"no counterpart: {config}:3: clip_grads") for line in left_out)
+        assert f"ignored: {config}:5: infer.max_box_num (read there, but not applied)" in left_out
+        assert any(line.startswith(f"ignored: {tmp_path / 'base.yml'}:4: rank ") for line in left_out)
+        assert last.startswith(f"ok: {source} is a recipe")
+
+
 def test_an_unknown_recipe_gets_the_nearest_name(rcnn) -> None:
     code, _, err = rcnn("show", "faster_rcnn_resnet50_fnp")
     assert code == 1

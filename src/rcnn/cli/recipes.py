@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -82,14 +81,13 @@ def diff(
 
 @app.command()
 def check(source: Source, overrides: Overrides = None, allow_unmapped: AllowUnmappedOption = False) -> None:
-    """Say ok, or all that is wrong (exit 1). Of a config of MMDetection, say what did not become part of the recipe."""
-    from rcnn.recipes.mmdetection.config import read_mmdetection_config
+    """Say ok, or all that is wrong (exit 1). Of another system's config, say what did not become part of the recipe."""
     from rcnn.recipes.resolve import resolve_recipe
 
-    changes = len(resolve_recipe(source, overrides or (), allow_unmapped=allow_unmapped).changes)
-    if source.endswith(".py"):
-        for line in read_mmdetection_config(Path(source), allow_unmapped=allow_unmapped).lines():
-            typer.echo(line)
+    left_out: list[str] = []
+    changes = len(resolve_recipe(source, overrides or (), allow_unmapped=allow_unmapped, tell=left_out.append).changes)
+    for line in left_out:
+        typer.echo(line)
     typer.echo(f"ok: {source} is a recipe ({changes} settings differ from the defaults)")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rcnn.config.edit import Resolved, resolve
 from rcnn.recipes.catalogue import RECIPES
-from rcnn.recipes.mindspore_config import is_mindspore_config, read_mindspore_config
-from rcnn.recipes.mmdetection.config import read_mmdetection_config
+from rcnn.recipes.mindspore_config import MindSporeTranslation, is_mindspore_config, read_mindspore_config
+from rcnn.recipes.mmdetection.config import Translation, read_mmdetection_config
 from rcnn.recipes.recipe import Recipe
 
 # What the keys of MMDetection's configs are called here, its old names (`nms_thr`, `max_num`, ...) included.
@@ -31,26 +31,38 @@ MMDETECTION_KEYS = {
 
 
 def resolve_recipe(
-    source: str | Path | Recipe, overrides: Sequence[str] = (), *, allow_unmapped: bool = False
+    source: str | Path | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    allow_unmapped: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> Resolved[Recipe]:
     """The recipe that a name, a file or a recipe means, after the `path=value` texts of the command line.
 
     A `.py` file is a config of MMDetection, read as data, a YAML file with MindSpore RCNN's keys one of its configs;
-    `allow_unmapped` takes them without what has no counterpart.
+    `allow_unmapped` takes them without what has no counterpart. `tell` gets a line with file and line for each value of
+    such a config, also of one that a patch is based on, that did not become part of the recipe.
     A checkpoint of ours (`.safetensors`) stands for the recipe inside.
     Errors: `RecipeError` with every mistake, `CheckpointError`.
     """
     if isinstance(source, (str, Path)) and Path(source).suffix == ".safetensors":
         source = _recipe_inside(Path(source))
+
+    def taken(translation: Translation | MindSporeTranslation) -> Recipe:
+        if tell is not None:
+            for line in translation.lines():
+                tell(line)
+        return translation.recipe
+
     return resolve(
         source,
         spec_type=Recipe,
         named=RECIPES,
         overrides=overrides,
         hints=MMDETECTION_KEYS,
-        python=lambda path: read_mmdetection_config(path, allow_unmapped=allow_unmapped).recipe,
+        python=lambda path: taken(read_mmdetection_config(path, allow_unmapped=allow_unmapped)),
         foreign=lambda path, data: (
-            read_mindspore_config(path, allow_unmapped=allow_unmapped).recipe if is_mindspore_config(data) else None
+            taken(read_mindspore_config(path, allow_unmapped=allow_unmapped)) if is_mindspore_config(data) else None
         ),
     )
 
