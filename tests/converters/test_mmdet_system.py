@@ -32,6 +32,7 @@ from rcnn.recipes.recipe import (
     TwoStageSpec,
 )
 from rcnn.recipes.regions import CascadeSpec, ConvFCSpec, RoIAlignSpec, TwoFCSpec
+from rcnn.records import ClassTable
 
 State = dict[str, Tensor]
 Layout = Callable[[str], State]
@@ -104,6 +105,27 @@ def test_numbers_go_back_unchanged(case: str, layout: Layout) -> None:
     assert back.keys() == state.keys()
     assert all(value is state[key] for key, value in back.items() if key not in converted.dropped)
     assert all(value == 0 for key, value in back.items() if key in converted.dropped)
+
+
+def test_class_names_go_back(layout: Layout) -> None:
+    """Where version 3 looks for them (`dataset_meta`) and where version 2 does (`CLASSES`)."""
+    names = tuple(f"kind {number}" for number in range(80))
+    model = recognised(layout(FASTER), CLASSES=names)
+    state = built_state(model.recipe, 80)
+    meta = MMDetectionSystem().export(state, model.recipe, model.classes)["meta"]
+    assert isinstance(meta, dict)
+    assert meta["dataset_meta"] == {"classes": names}
+    assert meta["CLASSES"] == names
+    assert recognised(layout(FASTER), **meta).classes == model.classes == ClassTable(names=names)
+
+
+def test_classes_that_the_config_inside_chooses(layout: Layout) -> None:
+    names = tuple(f"kind {number}" for number in range(80))
+    chosen = edit(recognised(layout(FASTER)).recipe, {"data.classes": names})
+    model = recognised(layout(FASTER), wanted=Wanted(recipe=chosen))
+    assert model.classes.names == names
+    named = recognised(layout(FASTER), wanted=Wanted(recipe=chosen, class_names=names[::-1]))
+    assert named.classes.names == named.recipe.data.classes == names[::-1]
 
 
 def test_signs(layout: Layout) -> None:

@@ -175,7 +175,7 @@ def export_file(source: Path, out: Path, *, system: str) -> list[str]:
     checkpoint = read_weights(source)
     recipe = recipe_inside(source, checkpoint.meta)
     try:
-        exported = systems[system].export(checkpoint.state_dict, recipe)
+        exported = systems[system].export(checkpoint.state_dict, recipe, checkpoint.meta.classes)
     except CheckpointError as error:
         given = f"a detector that {system} cannot hold"
         raise CheckpointError((Problem(where=str(source), given=given), *error.problems)) from error

@@ -88,7 +88,9 @@ class Detectron2System(AbstractSystem):
             settings=_settings(caffe2=modern.is_caffe2),
         )
 
-    def export(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, object]:
+    def export(
+        self, state: Mapping[str, Tensor], recipe: Recipe, classes: ClassTable | None = None
+    ) -> dict[str, object]:
         return export(state, recipe)
 
 

@@ -72,7 +72,10 @@ class AbstractSystem(ABC):
         """Weights that a backbone starts from, where the file holds these alone; None where it is a detector's."""
         return None
 
-    def export(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, object]:
-        """A state dict of ours as the object that this system loads. Raises `CheckpointError` where it cannot be."""
+    def export(
+        self, state: Mapping[str, Tensor], recipe: Recipe, classes: ClassTable | None = None
+    ) -> dict[str, object]:
+        """A state dict of ours as the object that this system loads, with the names of its classes where files of that
+        system have them. Raises `CheckpointError` where it cannot be."""
         given = f"a detector that is to go to {self.name}"
         raise CheckpointError(Problem(where="--to", given=given, allowed="torchvision, mmdet or detectron2"))

@@ -28,12 +28,13 @@ from rcnn.recipes.recipe import (
     TwoStageSpec,
 )
 from rcnn.recipes.regions import CascadeSpec, ConvFCSpec, TwoFCSpec
+from rcnn.records import ClassTable
 
 _HEADS = get_args(HeadKind)
 
 
-def export(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, object]:
-    """`{"meta", "state_dict"}` of plain values and tensors.
+def export(state: Mapping[str, Tensor], recipe: Recipe, classes: ClassTable | None = None) -> dict[str, object]:
+    """`{"meta", "state_dict"}` of plain values and tensors; `meta` has the class names where versions 2 and 3 look.
 
     Raises `CheckpointError` with every setting that changes detections and that MMDetection has no config for. The
     numbers that its config states (thresholds, pictures, samplers) are not in a checkpoint of its.
@@ -50,7 +51,10 @@ def export(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, object]:
         # Its own frozen norms do count batches, all none.
         for name in [name for name in theirs if name.endswith(".running_var")]:
             theirs[f"{name.removesuffix('running_var')}num_batches_tracked"] = torch.tensor(0)
-    return {"meta": {"mmdet_version": "3.3.0", "experiment_name": f"rcnn {rcnn.__version__}"}, "state_dict": theirs}
+    meta: dict[str, object] = {"mmdet_version": "3.3.0", "experiment_name": f"rcnn {rcnn.__version__}"}
+    if classes is not None:
+        meta |= {"dataset_meta": {"classes": classes.names}, "CLASSES": classes.names}
+    return {"meta": meta, "state_dict": theirs}
 
 
 def _layout(recipe: Recipe) -> Layout:

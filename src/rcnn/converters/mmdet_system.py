@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from rcnn.config.edit import edit
 from rcnn.converters.coco_classes import coco_80_classes, with_coco_ids
 from rcnn.converters.interface import AbstractSystem, ForeignFile, ForeignModel, Wanted
 from rcnn.converters.mmdet import key_map_of
@@ -61,6 +62,8 @@ class MMDetectionSystem(AbstractSystem):
         else:
             recipe, name, assumptions = _recipe(file, tensors, meta, version_1)
         classes, of_classes = _classes(tensors, recipe, meta, wanted.class_names)
+        if recipe.data.classes not in (None, classes.names) and classes != OBJECT:
+            recipe = edit(recipe, {"data.classes": classes.names})  # what it goes on with are those of the weights
         return ForeignModel(
             recipe_name=name,
             recipe=recipe,
@@ -70,8 +73,10 @@ class MMDetectionSystem(AbstractSystem):
             assumptions=(*assumptions, *of_classes),
         )
 
-    def export(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, object]:
-        return export(state, recipe)
+    def export(
+        self, state: Mapping[str, Tensor], recipe: Recipe, classes: ClassTable | None = None
+    ) -> dict[str, object]:
+        return export(state, recipe, classes)
 
 
 def _recipe(
@@ -188,7 +193,7 @@ def _classes(
     part = structure.regions or structure.head
     assert part is not None
     count = part.num_classes
-    names = wanted or meta.class_names
+    names = wanted or meta.class_names or recipe.data.classes
     if names is None and count == 80:
         return coco_80_classes(), ["COCO's 80 classes, since the file has no names"]
     if names is None or len(names) != count:

@@ -13,6 +13,7 @@ from rcnn.converters.interface import AbstractSystem, ForeignFile, ForeignModel,
 from rcnn.converters.key_map import KeyMap
 from rcnn.recipes import catalogue
 from rcnn.recipes.recipe import OneStageSpec, Recipe, ResNetSpec, TwoStageSpec
+from rcnn.records import ClassTable
 
 _SMALL = "faster_rcnn_mobilenet_v3_large_320_fpn"
 
@@ -22,7 +23,6 @@ _EPSILON = (
     "the epsilon of the batch norms is 0, as torchvision sets it for its COCO_V1 weights; for a model that was trained "
     "from ImageNet weights alone add detector.backbone.norm_eps=1e-5"
 )
-_GIOU = "training goes on with an L1 loss of the boxes; torchvision trains this model with GIoU"
 
 
 class TorchvisionSystem(AbstractSystem):
@@ -61,7 +61,9 @@ class TorchvisionSystem(AbstractSystem):
             assumptions=tuple(assumptions),
         )
 
-    def export(self, state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, object]:
+    def export(
+        self, state: Mapping[str, Tensor], recipe: Recipe, classes: ClassTable | None = None
+    ) -> dict[str, object]:
         """A flat state dict under the names of release 0.13 and later.
 
         Raises `CheckpointError` where torchvision's models cannot compute what the recipe says.
@@ -80,8 +82,6 @@ def _recognise_dense(file: ForeignFile, wanted: Wanted) -> ForeignModel:
     elif model.model_name == "retinanet_resnet50_fpn" and classes == torchvision_dense.coco_classes():
         recipe = edit(recipe, {"detector.backbone.norm_eps": 0.0})
         assumptions.append(_EPSILON)
-    elif model.model_name == "retinanet_resnet50_fpn_v2":
-        assumptions.append(_GIOU)
     return ForeignModel(
         recipe_name=name,
         recipe=recipe,
