@@ -168,6 +168,18 @@ def test_real_files_load(shared: Path, name: str) -> None:
         torch.testing.assert_close(value, given[key], rtol=0, atol=0)
 
 
+def test_a_classifier_of_mmpretrain() -> None:
+    """Its names are torchvision's under `backbone.`; that of a detector are not taken for it."""
+    spec = ResNetSpec(depth=18, weights=None)
+    backbone, own = build_backbone(spec), build_backbone(spec).state_dict()
+    theirs = {f"backbone.{name}": torch.full_like(value, 2) for name, value in own.items()}
+    classifier = {"head.fc.weight": torch.ones(3, 4)}
+    assert load_backbone(backbone, theirs | classifier, where="here").keys() == classifier.keys()
+    assert all((value == 2).all() for value in backbone.state_dict().values())
+    with pytest.raises(CheckpointError, match="not one of its names is the backbone's"):
+        load_backbone(backbone, theirs | {"neck.lateral_convs.0.conv.weight": torch.ones(1)}, where="here")
+
+
 def test_names_of_another_system_are_said_first() -> None:
     """As the classic file of detectron2, whose names are Caffe2's, has them."""
     with pytest.raises(CheckpointError) as caught:

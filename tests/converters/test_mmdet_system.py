@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+import torchvision
 from torch import Tensor
 
 from rcnn.config.edit import edit
 from rcnn.config.text import to_yaml
 from rcnn.converters.coco_classes import coco_80_classes
+from rcnn.converters.convert import convert_file
 from rcnn.converters.interface import ForeignFile, ForeignModel, Wanted
 from rcnn.converters.mmdet_system import MMDetectionSystem
 from rcnn.engine.checkpoint import Checkpoint, CheckpointMeta, differences
@@ -105,6 +108,20 @@ def test_numbers_go_back_unchanged(case: str, layout: Layout) -> None:
     assert back.keys() == state.keys()
     assert all(value is state[key] for key, value in back.items() if key not in converted.dropped)
     assert all(value == 0 for key, value in back.items() if key in converted.dropped)
+
+
+def test_a_classifier_of_mmpretrain_is_a_backbone(tmp_path: Path) -> None:
+    """`auto` finds the system, and what is written has torchvision's names."""
+    torch.manual_seed(0)
+    resnet = torchvision.models.resnet18().state_dict()
+    theirs = {f"backbone.{name}": value for name, value in resnet.items() if not name.startswith("fc.")}
+    state = {**theirs, "head.fc.weight": resnet["fc.weight"], "head.fc.bias": resnet["fc.bias"]}
+    torch.save({"meta": {"mmcls_version": "0.23.0"}, "state_dict": state}, tmp_path / "resnet18.pth")
+    report = convert_file(tmp_path / "resnet18.pth", tmp_path / "out.safetensors")
+    assert (report.system, len(report.converted.dropped)) == ("mmdet", 2)
+    written = safetensors.torch.load_file(tmp_path / "out.safetensors")
+    expected = {name: value for name, value in resnet.items() if not name.startswith("fc.")}
+    torch.testing.assert_close(written, expected, rtol=0, atol=0)
 
 
 def test_class_names_go_back(layout: Layout) -> None:

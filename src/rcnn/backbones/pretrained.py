@@ -75,12 +75,20 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
+def of_classifier(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A classifier of mmpretrain or mmcls (`backbone.conv1.weight`, `head.fc.weight`) without that prefix, which is
+    torchvision's layout; others pass through."""
+    if not all(name.startswith(("backbone.", "head.")) for name in tensors):
+        return tensors
+    return {name.removeprefix("backbone."): value for name, value in tensors.items()}
+
+
 def load_backbone(backbone: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> dict[str, Tensor]:
     """Load tensors whose names are the backbone's, and give back those that belong to a classifier.
 
     Batch counters are optional. Anything else that is missing, unknown or of another shape is an error that lists all.
     """
-    own = backbone.state_dict()
+    own, tensors = backbone.state_dict(), of_classifier(tensors)
     loaded = {name: value for name, value in tensors.items() if name in own}
     rest = {name: value for name, value in tensors.items() if name not in own}
     problems = [

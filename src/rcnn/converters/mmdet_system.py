@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from rcnn.config.edit import edit
 from rcnn.converters.coco_classes import coco_80_classes, with_coco_ids
-from rcnn.converters.interface import AbstractSystem, ForeignFile, ForeignModel, Wanted
+from rcnn.converters.interface import AbstractSystem, ForeignBackbone, ForeignFile, ForeignModel, Wanted
+from rcnn.converters.key_map import Dropped, KeyMap, Rule
 from rcnn.converters.mmdet import key_map_of
 from rcnn.converters.mmdet_export import export
 from rcnn.converters.mmdet_meta import FileMeta, conventions_of, read_meta, recipe_inside, style_inside
@@ -35,6 +36,20 @@ _TYPES: dict[HeadKind, tuple[str, ...]] = {
 }
 _HEAD_SIGN = r"(rpn_head|bbox_head)\.(rpn_cls|retina_cls|conv_cls|fcos_cls|atss_cls|gfl_cls)\.weight"
 _SECOND_STAGE_SIGN = r"(roi_head\.)?bbox_head\.(\d+\.)?fc_cls\.weight"
+_CLASSIFIER_SIGN = "backbone.layer4.0.conv1.weight"
+_CLASSIFIER = KeyMap(
+    rules=(
+        *(Rule(theirs=f"backbone.{part}.{{}}", ours=f"{part}.{{}}") for part in ("conv1", "bn1")),
+        *(Rule(theirs=f"backbone.layer{i}.{{}}", ours=f"layer{i}.{{}}") for i in range(1, 5)),
+    ),
+    dropped=(Dropped(pattern=r"head\..*", reason="the classes of pictures, not of boxes"),),
+)
+_CLASSIFIER_SETTINGS = ("detector.backbone.style=pytorch", "detector.image.channel_order=rgb")
+
+
+def _is_classifier(keys: Collection[str]) -> bool:
+    """Of mmpretrain: a ResNet under `backbone.`, a linear `head.` or none, and nothing else."""
+    return _CLASSIFIER_SIGN in keys and all(key.startswith(("backbone.", "head.")) for key in keys)
 
 
 class MMDetectionSystem(AbstractSystem):
@@ -46,11 +61,23 @@ class MMDetectionSystem(AbstractSystem):
         keys = [key.removeprefix("module.") for key in file.tensors]
         neck = next((key for key in keys if key.startswith("neck.lateral_convs.")), None)
         head = next((key for key in keys if re.fullmatch(f"{_HEAD_SIGN}|{_SECOND_STAGE_SIGN}", key)), None)
+        if _is_classifier(keys):
+            return f"it has {_CLASSIFIER_SIGN} and no neck, as a classifier of mmpretrain"
         if neck or head:
             return f"it has {' and '.join(key for key in (neck, head) if key)}"
         meta = file.meta.get("meta")
         version = meta.get("mmdet_version") if isinstance(meta, Mapping) else None
         return f"its meta has mmdet_version {version}" if isinstance(version, str) else None
+
+    def recognise_backbone(self, file: ForeignFile) -> ForeignBackbone | None:
+        """ImageNet weights of a ResNet from mmpretrain (mmcls)."""
+        if not _is_classifier(file.tensors):
+            return None
+        return ForeignBackbone(
+            title="ImageNet weights of a ResNet",
+            converted=_CLASSIFIER.to_ours(file.tensors),
+            settings=_CLASSIFIER_SETTINGS,
+        )
 
     def recognise(self, file: ForeignFile, wanted: Wanted) -> ForeignModel:
         meta = read_meta(file)
