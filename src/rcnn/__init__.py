@@ -44,7 +44,11 @@ def train(
     init_from: str | Path | None = None,
     device: Device = "auto",
 ) -> TrainResult:
-    """Train a recipe on a folder of annotated pictures. See `rcnn.recipes.training.train`."""
+    """Train a recipe on a folder of annotated pictures. See `rcnn.recipes.training.train`.
+
+    `init_from`: a checkpoint, of ours or of another system, or its address on the web.
+    """
+    from rcnn.converters.starts import read_any_start
     from rcnn.recipes.resolve import resolve_recipe
     from rcnn.recipes.training import train as run
 
@@ -52,8 +56,9 @@ def train(
         resolve_recipe(recipe).spec,
         run_folder=Path(run_folder),
         data=None if data is None else str(data),
-        init_from=None if init_from is None else Path(init_from),
+        init_from=init_from,
         device=device,
+        read=read_any_start,
     )
 
 

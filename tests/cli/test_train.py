@@ -246,8 +246,9 @@ def test_what_is_no_checkpoint_to_start_from(rcnn_command, tiny, tmp_path: Path)
     arguments = ["train", "quickstart", "--data", tiny.data, *tiny.overrides, "-o", tmp_path / "run", "--init-from"]
     code, _, err = rcnn_command(*arguments, tmp_path / "a.pth")
     assert code == 1
-    assert "a.pth: a pickle (.pt, .pth, .pkl), which can run code" in err
-    assert "convert it: rcnn convert FILE --from SYSTEM -o OUT.safetensors" in err
+    assert f"train.init_from: {tmp_path / 'a.pth'}" in err
+    assert "a.pth: keys of no system that is known here" in err
+    assert "rcnn convert FILE -o OUT.safetensors" in err
     code, _, err = rcnn_command(*arguments, tiny.run)
     assert code == 1
     assert f"Is a directory; there is: {tiny.checkpoint}" in err

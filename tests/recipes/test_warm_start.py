@@ -19,6 +19,7 @@ from rcnn.proposals import ProposalStage
 from rcnn.recipes.catalogue import quickstart
 from rcnn.recipes.models import build_detector
 from rcnn.recipes.recipe import Recipe
+from rcnn.recipes.starts import read_own_start
 from rcnn.recipes.warm_start import first_stage_start, start_first_stage
 from rcnn.records import ClassTable
 
@@ -79,8 +80,8 @@ def test_everything_of_the_first_stage_is_taken_or_collapsed(kind: str, tmp_path
     detector = build_detector(recipe.detector, num_classes=2)
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     found = first_stage_start(recipe.detector)
-    assert found == path
-    lines = start_first_stage(detector, recipe.detector, path)
+    assert found == str(path)
+    lines = start_first_stage(detector, recipe, read_own_start(path))
 
     given = source.state_dict()
     after = detector.state_dict()
@@ -107,7 +108,7 @@ def test_the_objectness_is_the_mean_of_the_logits(tmp_path: Path) -> None:
     source = trained(one_stage("fcos"), path)
     recipe = two_stage("fcos", path)
     detector = build_detector(recipe.detector, num_classes=2)
-    start_first_stage(detector, recipe.detector, path)
+    start_first_stage(detector, recipe, read_own_start(path))
     assert isinstance(source, OneStageDetector) and isinstance(detector, TwoStageDetector)
     assert isinstance(detector.proposals, ProposalStage)
     of_source, of_first_stage = source.head, detector.proposals.head
@@ -123,7 +124,7 @@ def test_a_first_stage_of_the_same_kind_is_taken_whole(tmp_path: Path) -> None:
     source = trained(two_stage("fcos"), path)
     recipe = two_stage("fcos", path)
     detector = build_detector(recipe.detector, num_classes=2)
-    lines = start_first_stage(detector, recipe.detector, path)
+    lines = start_first_stage(detector, recipe, read_own_start(path))
     given = source.state_dict()
     for name, tensor in detector.state_dict().items():
         if not name.startswith("roi."):
@@ -138,7 +139,7 @@ def test_another_head_is_refused(tmp_path: Path) -> None:
     recipe = two_stage("atss", path)
     detector = build_detector(recipe.detector, num_classes=2)
     with pytest.raises(CheckpointError) as caught:
-        start_first_stage(detector, recipe.detector, path)
+        start_first_stage(detector, recipe, read_own_start(path))
     assert "head fcos" in str(caught.value) and "head atss" in str(caught.value)
 
 
@@ -149,7 +150,7 @@ def test_other_channels_are_refused_tensor_by_tensor_and_nothing_is_changed(tmp_
     detector = build_detector(recipe.detector, num_classes=2)
     before = {name: tensor.clone() for name, tensor in detector.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
-        start_first_stage(detector, recipe.detector, path)
+        start_first_stage(detector, recipe, read_own_start(path))
     assert "detector.proposals.init_from" in str(caught.value)
     assert "neck.lateral.0.0.weight" in str(caught.value)
     for name, tensor in detector.state_dict().items():
@@ -162,4 +163,4 @@ def test_a_tower_that_our_head_lacks_is_refused(tmp_path: Path) -> None:
     recipe = edit(two_stage("centernet", path), {"detector.proposals.head.heat_tower": "shared"})
     detector = build_detector(recipe.detector, num_classes=2)
     with pytest.raises(CheckpointError, match="heat_tower"):
-        start_first_stage(detector, recipe.detector, path)
+        start_first_stage(detector, recipe, read_own_start(path))

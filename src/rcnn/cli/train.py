@@ -24,7 +24,10 @@ def command(
         Path | None, typer.Option("--out", "-o", help="The folder of the run; without it runs/RECIPE, RECIPE-2, ...")
     ] = None,
     init_from: Annotated[
-        Path | None, typer.Option("--init-from", help="Start from this checkpoint instead of ImageNet weights.")
+        str | None,
+        typer.Option(
+            "--init-from", help="Start from this checkpoint, ours or another system's, or its address."
+        ),
     ] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
     device: DeviceOption = Device.AUTO,
@@ -46,13 +49,14 @@ def _begin(
     texts: list[str],
     data: str | None,
     run: Path | None,
-    init_from: Path | None,
+    init_from: str | None,
     device: Device,
     *,
     allow_unmapped: bool,
 ) -> TrainResult:
     from rich.console import Console
 
+    from rcnn.converters.starts import read_any_start
     from rcnn.engine.progress import progress_for
     from rcnn.errors import Problem, RecipeError
     from rcnn.recipes.resolve import resolve_recipe
@@ -71,6 +75,7 @@ def _begin(
         init_from=init_from,
         device=device.value,
         progress=progress_for(Console(stderr=True)),
+        read=read_any_start,
     )
 
 

@@ -15,7 +15,14 @@ import torch
 from rcnn.atomic_file import refuse_unwritable, write_atomically
 from rcnn.config.text import to_yaml
 from rcnn.converters.detectron2_system import Detectron2System
-from rcnn.converters.interface import AbstractSystem, ForeignBackbone, ForeignFile, Wanted
+from rcnn.converters.interface import (
+    AbstractSystem,
+    ForeignBackbone,
+    ForeignFile,
+    ForeignModel,
+    UnnamedClasses,
+    Wanted,
+)
 from rcnn.converters.key_map import Converted
 from rcnn.converters.mindspore import MindSporeSystem
 from rcnn.converters.mmdet_system import MMDetectionSystem
@@ -102,7 +109,7 @@ def convert_file(
     """
     refuse_unwritable([out])
     file = read_foreign(source)
-    chosen, why = _choose_system(file, system)
+    chosen, why = choose_system(file, system)
     try:
         backbone = chosen.recognise_backbone(file)
     except CheckpointError as error:
@@ -111,10 +118,40 @@ def convert_file(
         return _write_backbone(file, out, backbone, system=chosen.name, why=why)
     named = None if recipe is None else resolve_recipe(recipe, allow_unmapped=allow_unmapped).spec
     wanted = Wanted(recipe_name=recipe, recipe=named, class_names=_read_names(classes))
+    detector = convert_detector(file, chosen, wanted, overrides)
+    save_weights(out, detector.converted.state, detector.meta)
+    return ConversionReport(
+        source=source,
+        out=out,
+        system=chosen.name,
+        why=why,
+        recipe_name=detector.model.recipe_name,
+        classes=detector.model.classes,
+        converted=detector.converted,
+        assumptions=detector.model.assumptions,
+        notes=file.notes,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertedDetector:
+    """What a file was taken for, its tensors as ours, and what our checkpoint of it says."""
+
+    model: ForeignModel
+    converted: Converted
+    meta: CheckpointMeta
+
+
+def convert_detector(
+    file: ForeignFile, system: AbstractSystem, wanted: Wanted, overrides: Sequence[str] = ()
+) -> ConvertedDetector:
+    """A detector of a system as ours, checked that it builds. Raises `CheckpointError` with every problem."""
     try:
-        model = chosen.recognise(file, wanted)
+        model = system.recognise(file, wanted)
+    except UnnamedClasses as error:
+        raise UnnamedClasses(_of_file(file.path, error).problems, count=error.count) from error
     except CheckpointError as error:
-        raise _of_file(source, error) from error
+        raise _of_file(file.path, error) from error
     built = resolve_recipe(model.recipe, overrides).spec
     converted = model.key_map(built).to_ours(model.tensors)
     detector = build_detector(built.detector, num_classes=len(model.classes), pretrained=False)
@@ -122,20 +159,11 @@ def convert_file(
         load_into(detector, converted.state)
     except CheckpointError as error:
         given = f"its tensors do not fit the recipe {model.recipe_name}"
-        problem = Problem(where=str(source), given=given, remedy="without --recipe the structure is read from the file")
+        remedy = "without --recipe the structure is read from the file"
+        problem = Problem(where=str(file.path), given=given, remedy=remedy)
         raise CheckpointError((problem, *error.problems)) from error
-    save_weights(out, converted.state, CheckpointMeta(recipe=to_yaml(built), classes=model.classes))
-    return ConversionReport(
-        source=source,
-        out=out,
-        system=chosen.name,
-        why=why,
-        recipe_name=model.recipe_name,
-        classes=model.classes,
-        converted=converted,
-        assumptions=model.assumptions,
-        notes=file.notes,
-    )
+    meta = CheckpointMeta(recipe=to_yaml(built), classes=model.classes)
+    return ConvertedDetector(model=model, converted=converted, meta=meta)
 
 
 def _of_file(source: Path, error: CheckpointError) -> CheckpointError:
@@ -185,7 +213,7 @@ def export_file(source: Path, out: Path, *, system: str) -> list[str]:
     return [f"{source}: {len(checkpoint.state_dict)} tensors under {system}'s names", f"written: {out}"]
 
 
-def _choose_system(file: ForeignFile, name: str) -> tuple[AbstractSystem, str]:
+def choose_system(file: ForeignFile, name: str) -> tuple[AbstractSystem, str]:
     """The system of that name, or the one whose signs the file has, and why. Raises `CheckpointError`."""
     systems = {system.name: system for system in all_systems()}
     if name in systems:

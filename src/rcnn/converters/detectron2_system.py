@@ -13,7 +13,7 @@ from rcnn.converters.detectron2_anchors import anchors_of, kept_anchors
 from rcnn.converters.detectron2_export import export
 from rcnn.converters.detectron2_names import backbone_name, is_backbone, is_caffe2, modern_tensors
 from rcnn.converters.detectron2_structure import SIGNS, Structure, read_structure
-from rcnn.converters.interface import AbstractSystem, ForeignBackbone, ForeignFile, ForeignModel, Wanted
+from rcnn.converters.interface import AbstractSystem, ForeignBackbone, ForeignFile, ForeignModel, UnnamedClasses, Wanted
 from rcnn.converters.key_map import Converted, KeyMap
 from rcnn.errors import CheckpointError, Problem
 from rcnn.recipes import detectron2_catalogue as catalogue
@@ -217,13 +217,14 @@ def _classes(structure: Structure, given: tuple[str, ...] | None) -> tuple[Class
     if given is None and structure.num_classes == len(coco):
         return coco, ["the 80 classes are COCO's; others: --classes FILE"]
     if given is None or len(given) != structure.num_classes:
-        raise CheckpointError(
+        raise UnnamedClasses(
             Problem(
                 where="the keys",
                 given=f"{structure.num_classes} classes, and {'no' if given is None else len(given)} class names",
                 allowed=f"{structure.num_classes} names, in the order of MetadataCatalog's thing_classes",
                 remedy="give them with --classes NAME,NAME,... or --classes FILE",
-            )
+            ),
+            count=structure.num_classes,
         )
     return ClassTable(names=given), []
 

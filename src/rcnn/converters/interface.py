@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,6 +52,14 @@ class ForeignBackbone:
     title: str
     converted: Converted
     settings: tuple[str, ...] = ()
+
+
+class UnnamedClasses(CheckpointError):
+    """A detector of `count` classes whose names neither file nor user says."""
+
+    def __init__(self, problems: Problem | Iterable[Problem], *, count: int) -> None:
+        super().__init__(problems)
+        self.count = count
 
 
 class AbstractSystem(ABC):

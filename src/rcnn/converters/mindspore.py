@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rcnn.config.edit import edit
 from rcnn.converters.coco_classes import coco_80_classes
-from rcnn.converters.interface import AbstractSystem, ForeignFile, ForeignModel, Wanted
+from rcnn.converters.interface import AbstractSystem, ForeignFile, ForeignModel, UnnamedClasses, Wanted
 from rcnn.converters.key_map import Added, Dropped, KeyMap, Rule
 from rcnn.errors import CheckpointError, Problem
 from rcnn.recipes.mindspore_catalogue import faster_rcnn_resnet50_fpn_mindspore
@@ -143,12 +143,13 @@ def _classes(count: int, given: Sequence[str] | None) -> tuple[ClassTable, list[
     if given is None and count == len(coco):
         return coco, ["the 80 classes of COCO in the order of their ids; for others: --classes"]
     if given is None or len(given) != count:
-        raise CheckpointError(
+        raise UnnamedClasses(
             Problem(
                 where=_SIGNS[1],
                 given=f"{count} classes and background, and {'no' if given is None else len(given)} class names",
                 allowed=f"{count} names, in the order of the labels 0..{count - 1}",
                 remedy="give them with --classes NAME,NAME,... or --classes FILE",
-            )
+            ),
+            count=count,
         )
     return ClassTable(names=tuple(given)), []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rcnn.config.edit import edit
 from rcnn.converters.coco_classes import coco_80_classes, with_coco_ids
-from rcnn.converters.interface import AbstractSystem, ForeignBackbone, ForeignFile, ForeignModel, Wanted
+from rcnn.converters.interface import AbstractSystem, ForeignBackbone, ForeignFile, ForeignModel, UnnamedClasses, Wanted
 from rcnn.converters.key_map import Dropped, KeyMap, Rule
 from rcnn.converters.mmdet import key_map_of
 from rcnn.converters.mmdet_export import export
@@ -225,13 +225,14 @@ def _classes(
         return coco_80_classes(), ["COCO's 80 classes, since the file has no names"]
     if names is None or len(names) != count:
         said = f"{len(names)} {'given' if wanted else 'in the file'}" if names else "no names in the file"
-        raise CheckpointError(
+        raise UnnamedClasses(
             Problem(
                 where="the classes",
                 given=f"{count} outputs, {said}",
                 allowed=f"{count} names, in the order of the labels",
                 remedy="give them with --classes NAME,NAME,... or --classes FILE",
-            )
+            ),
+            count=count,
         )
     spaced = with_coco_ids([name.replace("_", " ") for name in names])
     if spaced == coco_80_classes():

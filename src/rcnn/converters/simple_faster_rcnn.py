@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rcnn.config.edit import edit
-from rcnn.converters.interface import AbstractSystem, ForeignFile, ForeignModel, Wanted
+from rcnn.converters.interface import AbstractSystem, ForeignFile, ForeignModel, UnnamedClasses, Wanted
 from rcnn.converters.key_map import Change, KeyMap, Rule
 from rcnn.errors import CheckpointError, Problem
 from rcnn.recipes import catalogue
@@ -170,13 +170,14 @@ def _classes(count: int, given: Sequence[str] | None) -> tuple[ClassTable, tuple
     if given is None and count == len(VOC_CLASSES):
         return ClassTable(names=VOC_CLASSES), ("the 20 classes of VOC; for others: --classes",)
     if given is None or len(given) != count:
-        raise CheckpointError(
+        raise UnnamedClasses(
             Problem(
                 where="head.score.weight",
                 given=f"{count} classes and background, and {'no' if given is None else len(given)} class names",
                 allowed=f"{count} names, in the order of the labels 1..{count}",
                 remedy="give them with --classes NAME,NAME,... or --classes FILE",
-            )
+            ),
+            count=count,
         )
     return ClassTable(names=tuple(given)), ()
 

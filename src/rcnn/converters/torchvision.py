@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rcnn.config.edit import edit
+from rcnn.converters.interface import UnnamedClasses
 from rcnn.converters.key_map import Change, Converted, Dropped, KeyMap, Rule
 from rcnn.errors import CheckpointError, Problem
 from rcnn.recipes import catalogue
@@ -178,13 +179,14 @@ def _classes(num_classes: int, given: tuple[str, ...] | None) -> ClassTable:
     if given is None and num_classes == len(coco):
         return coco
     if given is None or len(given) != num_classes:
-        raise CheckpointError(
+        raise UnnamedClasses(
             Problem(
                 where="roi_heads.box_predictor.cls_score.weight",
                 given=f"{num_classes} classes and background, and {'no' if given is None else len(given)} class names",
                 allowed=f"{num_classes} names, in the order of the labels 1..{num_classes}",
                 remedy="give them with --classes NAME,NAME,... or --classes FILE",
-            )
+            ),
+            count=num_classes,
         )
     return ClassTable(names=given)
 

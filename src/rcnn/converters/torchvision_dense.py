@@ -14,6 +14,7 @@ from typing import Literal
 from torch import Tensor
 
 from rcnn.config.edit import edit
+from rcnn.converters.interface import UnnamedClasses
 from rcnn.converters.key_map import Dropped, KeyMap, Rule
 from rcnn.converters.torchvision import coco_91_classes, resnet_depth
 from rcnn.converters.torchvision import modern_names as modern_pyramid_names
@@ -215,12 +216,13 @@ def classes_of(num_outputs: int, given: tuple[str, ...] | None) -> ClassTable:
     if given is not None and len(given) == num_outputs - 1:
         given = ("unused 0", *given)
     if given is None or len(given) != num_outputs:
-        raise CheckpointError(
+        raise UnnamedClasses(
             Problem(
                 where=SIGN,
                 given=f"{num_outputs} outputs, and {'no' if given is None else len(given)} class names",
                 allowed=f"{num_outputs - 1} names, in the order of the labels 1..{num_outputs - 1}",
                 remedy="give them with --classes NAME,NAME,... or --classes FILE",
-            )
+            ),
+            count=num_outputs,
         )
     return ClassTable(names=given, category_ids=tuple(range(num_outputs)))

@@ -19,6 +19,7 @@ from rcnn.errors import CheckpointError, Problem, RcnnError
 from rcnn.recipes.models import build_detector
 from rcnn.recipes.recipe import DetectorSpec, Recipe
 from rcnn.recipes.resolve import resolve_recipe
+from rcnn.recipes.starts import StartFile, unlike_start
 from rcnn.records import ClassTable
 
 
@@ -74,12 +75,12 @@ def _unusable(path: Path, given: str, meta: CheckpointMeta, error: RcnnError) ->
     return CheckpointError((Problem(where=str(path), given=given, remedy=remedy), *error.problems))
 
 
-def start_from(detector: AbstractPyramidDetector, recipe: Recipe, path: Path, classes: ClassTable) -> str:
+def start_from(detector: AbstractPyramidDetector, recipe: Recipe, given: StartFile, classes: ClassTable) -> list[str]:
     """Weights of a checkpoint of the same structure; what depends on the classes too where they are the same.
 
-    Gives a line for people about what was taken. Raises `CheckpointError`.
+    Gives lines for people about what was taken. Raises `CheckpointError`.
     """
-    checkpoint = read_weights(path)
+    path, checkpoint = given.path, given.checkpoint
     state: Mapping[str, Tensor] = checkpoint.state_dict
     same = checkpoint.meta.classes.names == classes.names
     if not same:
@@ -91,9 +92,10 @@ def start_from(detector: AbstractPyramidDetector, recipe: Recipe, path: Path, cl
         remedy = "choose the recipe that it was trained with"
         problem = Problem(where=str(path), given="a detector of another structure", remedy=remedy)
         raise CheckpointError((problem, *error.problems)) from error
-    if same:
-        return f"started from {path}, its class scores included: the classes are the same"
-    return f"started from {path}; what depends on the classes starts anew: they differ"
+    taken = ", its class scores included: the classes are the same"
+    taken = taken if same else "; what depends on the classes starts anew: they differ"
+    recognised = [] if given.recognised is None else [given.recognised]
+    return [*recognised, f"started from {path}{taken}", *unlike_start(recipe_inside(path, checkpoint.meta), recipe)]
 
 
 def tensors_of_classes(spec: DetectorSpec) -> tuple[str, ...]:

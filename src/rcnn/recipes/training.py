@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -43,6 +44,8 @@ from rcnn.recipes.loaders import (
 from rcnn.recipes.models import build_detector
 from rcnn.recipes.recipe import AdamSpec, FirstStageSpec, MultiStepSpec, OptimizerSpec, Recipe, SGDSpec, TrainSpec
 from rcnn.recipes.resolve import resolve_recipe
+from rcnn.recipes.starts import ReadStart, StartFile, file_of_start, read_own_start, read_start
+from rcnn.recipes.warm_start import SETTING as FIRST_STAGE_SETTING
 from rcnn.recipes.warm_start import first_stage_start, start_first_stage
 
 if TYPE_CHECKING:
@@ -72,37 +75,57 @@ def train(
     run_folder: Path,
     if_taken: IfTaken = "refuse",
     data: str | None = None,
-    init_from: Path | None = None,
+    init_from: str | Path | None = None,
     device: Device = "auto",
     progress: AbstractProgress | None = None,
+    read: ReadStart = read_own_start,
 ) -> TrainResult:
     """Train a recipe on its data and leave everything in `run_folder`.
 
     Where that holds a run already it is refused, or numbered (NAME-2, NAME-3, ...). `data` sets the recipe's
-    `data.path`, `init_from` its `train.init_from`: a checkpoint of ours to start from. Tensors that depend on the
-    classes are taken if the classes are the same, and left random otherwise, which is said.
+    `data.path`, `init_from` its `train.init_from`: a checkpoint to start from, of ours or of a system that `read`
+    knows, or its address on the web. Tensors that depend on the classes are taken if the classes are the same, and left
+    random otherwise, which is said.
     Errors: `RecipeError`, `DataError`, `ImageError`, `SetupError`, `CheckpointError`, `DownloadError`, `RunError`;
     `Interrupted` after SIGINT or SIGTERM, with everything saved.
     """
     recipe = edit(recipe, {"data.path": data}) if data is not None else recipe
     recipe = edit(recipe, {"train.init_from": str(init_from)}) if init_from is not None else recipe
-    init_from = Path(recipe.train.init_from).expanduser() if recipe.train.init_from is not None else None
     prepared = _prepare(recipe, device, progress)
     seed_everything(recipe.train.seed)
-    num_classes = len(prepared.splits.train.classes)
-    first_stage_from = first_stage_start(recipe.detector) if init_from is None else None
-    from_imagenet = init_from is None and first_stage_from is None
-    detector = build_detector(recipe.detector, num_classes=num_classes, pretrained=from_imagenet)
-    if init_from is not None:
-        prepared.progress.noted(start_from(detector, recipe, init_from, prepared.splits.train.classes))
-    if first_stage_from is not None:
-        for line in start_first_stage(detector, recipe.detector, first_stage_from):
-            prepared.progress.noted(line)
+    detector = _started_detector(recipe, prepared, read)
     text = to_yaml(recipe)
     run = on_first_process(
         prepared.accelerator, lambda: RunFolder.create(_place_of_run(run_folder, if_taken), recipe=text)
     )
     return _Training(recipe=recipe, run=run, prepared=prepared, detector=detector).run_through(resume=False)
+
+
+def _started_detector(recipe: Recipe, prepared: _Prepared, read: ReadStart) -> AbstractPyramidDetector:
+    """The detector with the weights that the recipe starts from: a whole one's, its first stage's, or ImageNet's."""
+    classes = prepared.splits.train.classes
+    whole, part = recipe.train.init_from, first_stage_start(recipe.detector)
+    from_imagenet = whole is None and part is None
+    detector = build_detector(recipe.detector, num_classes=len(classes), pretrained=from_imagenet)
+    lines: list[str] = []
+    if whole is not None:
+        lines = start_from(detector, recipe, _read_start(whole, "train.init_from", prepared, read), classes)
+    elif part is not None:
+        lines = start_first_stage(detector, recipe, _read_start(part, FIRST_STAGE_SETTING, prepared, read))
+    for line in lines:
+        prepared.progress.noted(line)
+    return detector
+
+
+def _read_start(name: str, setting: str, prepared: _Prepared, read: ReadStart) -> StartFile:
+    """By every process for itself, once the first one has fetched what has to be fetched."""
+    find = partial(file_of_start, name, setting=setting, say=prepared.progress.noted)
+    on_first_process(prepared.accelerator, find)
+    return read_start(file_of_start(name, setting=setting, say=_silent), setting=setting, read=read)
+
+
+def _silent(text: str) -> None:
+    """The first process has said it."""
 
 
 def resume(

@@ -13,20 +13,21 @@ from pathlib import Path
 from torch import Tensor
 
 from rcnn.detectors.pyramid import AbstractPyramidDetector
-from rcnn.engine.checkpoint import Checkpoint, read_weights
 from rcnn.errors import CheckpointError, Problem
 from rcnn.recipes.checkpoints import recipe_inside
 from rcnn.recipes.heads import DenseHeadSpec
-from rcnn.recipes.recipe import DetectorSpec, FirstStageSpec, OneStageSpec, ProposalsSpec, TwoStageSpec
+from rcnn.recipes.recipe import DetectorSpec, FirstStageSpec, OneStageSpec, ProposalsSpec, Recipe, TwoStageSpec
+from rcnn.recipes.starts import StartFile, unlike_start
 
 _HEAD = "proposals.head."
 _PARTS = ("backbone.", "neck.", _HEAD)
+SETTING = "detector.proposals.init_from"
 
 
-def first_stage_start(spec: DetectorSpec) -> Path | None:
-    """The checkpoint that the recipe's first stage starts from, if it names one."""
+def first_stage_start(spec: DetectorSpec) -> str | None:
+    """The file, or its address, that the recipe's first stage starts from, if it names one."""
     if isinstance(spec, (TwoStageSpec, FirstStageSpec)) and isinstance(spec.proposals, ProposalsSpec):
-        return Path(spec.proposals.init_from).expanduser() if spec.proposals.init_from else None
+        return spec.proposals.init_from or None
     return None
 
 
@@ -39,7 +40,7 @@ class _Start:
     problems: list[Problem] = field(default_factory=list)
 
 
-def start_first_stage(detector: AbstractPyramidDetector, spec: DetectorSpec, path: Path) -> list[str]:
+def start_first_stage(detector: AbstractPyramidDetector, recipe: Recipe, given: StartFile) -> list[str]:
     """Takes backbone, neck and head from a checkpoint of a one-stage detector, or of one with a like first stage.
 
     A head of K classes becomes one of one class: the weights and biases of its class scores are averaged over the
@@ -47,9 +48,10 @@ def start_first_stage(detector: AbstractPyramidDetector, spec: DetectorSpec, pat
     left. Raises `CheckpointError` with every tensor that is missing, has another shape, or of which our head has no
     place: nothing is left random, and nothing reads features that it was not trained on.
     """
-    checkpoint = _read(path)
-    source = recipe_inside(path, checkpoint.meta).detector
-    _refuse_other_heads(path, spec, source)
+    path, checkpoint = given.path, given.checkpoint
+    source_recipe = recipe_inside(path, checkpoint.meta)
+    source = source_recipe.detector
+    _refuse_other_heads(path, recipe.detector, source)
     num_classes = len(checkpoint.meta.classes) if isinstance(source, OneStageSpec) else 1
     state = {_HEAD + name[5:] if name.startswith("head.") else name: x for name, x in checkpoint.state_dict.items()}
     own = detector.state_dict()
@@ -65,26 +67,15 @@ def start_first_stage(detector: AbstractPyramidDetector, spec: DetectorSpec, pat
     ]
     if start.problems:
         first = Problem(
-            where="detector.proposals.init_from",
+            where=SETTING,
             given=f"{path}, whose backbone, neck and head are not those of this recipe",
             remedy="give detector.backbone, detector.neck and detector.proposals.head as the checkpoint has them",
         )
         raise CheckpointError((first, *start.problems))
     detector.load_state_dict({**own, **start.tensors})
-    return list(_lines(path, start, source, num_classes, left))
-
-
-def _read(path: Path) -> Checkpoint:
-    try:
-        return read_weights(path)
-    except CheckpointError as error:
-        problem = Problem(
-            where="detector.proposals.init_from",
-            given=str(path),
-            allowed="a checkpoint of a detector whose head is the first stage's",
-            remedy="train that detector first, or name its file; null: the first stage starts from random numbers",
-        )
-        raise CheckpointError((problem, *error.problems)) from error
+    recognised = [] if given.recognised is None else [given.recognised]
+    taken = _lines(path, start, source, num_classes, left)
+    return [*recognised, *taken, *unlike_start(source_recipe, recipe)]
 
 
 def _take(start: _Start, name: str, own: Tensor, given: Tensor | None, num_classes: int) -> None:
@@ -104,7 +95,7 @@ def _refuse_other_heads(path: Path, spec: DetectorSpec, source: DetectorSpec) ->
     if given is None or wanted is None or given.type != wanted.type:
         raise CheckpointError(
             Problem(
-                where="detector.proposals.init_from",
+                where=SETTING,
                 given=f"{path}, a detector {f'with the head {given.type}' if given else 'without a dense head'}",
                 allowed=f"a detector with the head {wanted.type if wanted else 'of this recipe'}",
                 remedy="detector.proposals.head.type names the head of the first stage",
