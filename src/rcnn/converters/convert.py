@@ -159,7 +159,7 @@ def convert_detector(
         load_into(detector, converted.state)
     except CheckpointError as error:
         given = f"its tensors do not fit the recipe {model.recipe_name}"
-        remedy = "without --recipe the structure is read from the file"
+        remedy = "without --recipe or --config the structure is read from the file"
         problem = Problem(where=str(file.path), given=given, remedy=remedy)
         raise CheckpointError((problem, *error.problems)) from error
     meta = CheckpointMeta(recipe=to_yaml(built), classes=model.classes)
