@@ -27,21 +27,23 @@ def prepared_detector(detector: Detector, dtype: torch.dtype = torch.float32) ->
     box heads run in bfloat16; boxes, scores and the predictors stay in float32. It cannot be trained, moved or saved.
     """
     prepared = _copy_sharing_tensors(detector).eval()
+    # Where nobody else holds the original, each of its weights goes as soon as it is packed.
+    del detector
     if not isinstance(prepared.neck, AbstractNeck):
         raise SetupError(Problem(where="prepared_detector", given="a detector that is prepared already"))
     channels = prepared.neck.channels
     # From the last part to the first: packing the large layers of the box heads takes the most memory, and traces of
     # the others should not be there yet.
-    for part in reversed(list(prepared.modules())):
-        match part:
-            case AbstractDenseHead():
-                _prepare_children(part, dtype)
-            case RoIStage():
-                _prepare_stage(part, dtype, channels)
+    parts = list(prepared.modules())
+    while parts:
+        match parts.pop():
+            case AbstractDenseHead() as head:
+                _prepare_children(head, dtype)
+            case RoIStage() as stage:
+                _prepare_stage(stage, dtype, channels)
     # Backbone and neck as one: sums and sizes that reach over the border between them can be fused.
     prepared.backbone = prepare_for_inference(nn.Sequential(prepared.backbone, prepared.neck), dtype=dtype)
     prepared.neck = nn.Identity()
-    # Traces refer to themselves: without this they would keep the weights of a detector that its owner lets go.
     gc.collect()
     return prepared
 
@@ -58,6 +60,8 @@ def _prepare_children(parent: nn.Module, dtype: torch.dtype) -> None:
 def _prepare_stage(stage: RoIStage, dtype: torch.dtype, channels: int) -> None:
     wide = torch.promote_types(dtype, torch.float32)
     stage.box_head = prepare_for_inference(stage.box_head, dtype=dtype, channels=channels)
+    # Traces refer to themselves: without this they would keep the weights of a detector that its owner lets go.
+    gc.collect()
     stage.predictor = prepare_for_inference(stage.predictor, dtype=wide)  # type: ignore[assignment]
 
 

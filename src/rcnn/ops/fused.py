@@ -8,7 +8,9 @@ Letters: N images, C channels, H W height and width, O output channels, S side o
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -275,14 +277,17 @@ class FusedFlatLinear(nn.Module):
         self._packed: list[tuple[Tensor, Tensor]] = []
         self._shared = Unchanged()
         if onednn_serves(weight.device, weight.dtype) and math.prod(self._map) == weight.shape[1]:
-            parts = zip(weight.split(_PACKED_OUTPUTS), self._bias.split(_PACKED_OUTPUTS), strict=True)
+            sizes = _halves(len(weight))
+            parts = zip(weight.split(sizes), self._bias.split(sizes), strict=True)
             self._packed = [(self._pack(part), own_bias) for part, own_bias in parts]
         else:
             self._shared = Unchanged(weight)
 
     def _pack(self, weight: Float[Tensor, "o i"]) -> Tensor:
         kernel = weight.view(len(weight), *self._map)
-        return onednn_operators().pack_convolution(kernel, *_UNMOVED, [_PACKED_ROWS, *self._map])
+        packed = onednn_operators().pack_convolution(kernel, *_UNMOVED, [_PACKED_ROWS, *self._map])
+        _return_freed_memory()
+        return packed
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o"]:
         if not self._packed or x.shape[1:] != self._map or x.numel() == 0:
@@ -301,10 +306,27 @@ class FusedFlatLinear(nn.Module):
 
 # The rows that a pack is made for. It serves 10 to 1,000 as fast as a pack of their own does.
 _PACKED_ROWS = 512
-# Of the outputs that are packed together.
-_PACKED_OUTPUTS = 128
+# Fewer outputs are not packed apart.
+_FEWEST_OUTPUTS = 64
 # Padding, stride, dilation and groups of a kernel that covers its map.
 _UNMOVED = ([0, 0], [1, 1], [1, 1], 1)
+
+
+def _halves(outputs: int) -> list[int]:
+    """Half of the outputs, half of the rest, and so on: with the second copy of a part beside them, packed parts need
+    no more memory at any time than all do with that of the last, small one."""
+    sizes = []
+    while outputs > _FEWEST_OUTPUTS:
+        sizes.append(outputs // 2)
+        outputs -= sizes[-1]
+    return [*sizes, outputs]
+
+
+def _return_freed_memory() -> None:
+    """To the system, where the C library can: else the second copy of a part stays with the process, unused."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
 
 
 # ----------------------------------------------------------------------------------------------------- the feature test
