@@ -159,7 +159,7 @@ def _weights(part: Part, pretrained: object, depth: int) -> str | None:
         inner = part.part("init_cfg")
         if inner.kind() == "Pretrained":
             name = inner.take("checkpoint", None)
-            inner.only("prefix", None)
+            inner.only("prefix", None, "backbone", "backbone.")  # mmpretrain's layout is read as it is
             inner.ignore(FIXED, "map_location")
             inner.close()
         else:
