@@ -23,12 +23,17 @@ import torch
 
 from rcnn.config.edit import edit
 from rcnn.config.text import diff, flatten, from_yaml, to_yaml
+from rcnn.converters.convert import export_file
+from rcnn.data.shapes import draw_shapes_dataset
+from rcnn.engine.checkpoint import CheckpointMeta, save_weights
+from rcnn.engine.run_folder import RunFolder
 from rcnn.errors import RcnnError, RecipeError
 from rcnn.recipes.catalogue import RECIPES
 from rcnn.recipes.mmdetection.config import Translation, read_mmdetection_config
 from rcnn.recipes.models import build_detector
 from rcnn.recipes.recipe import DetectorSpec, ImageSpec, OneStageSpec, Recipe, TwoStageSpec
 from rcnn.recipes.resolve import resolve_recipe
+from rcnn.records import ClassTable
 
 pytestmark = pytest.mark.xdist_group("configs of MMDetection")
 VERSION = "3.3.0"
@@ -212,6 +217,71 @@ def test_the_how_to_as_written(how_to: Path) -> None:
     assert values["detector.backbone.weights"] == "null"
     assert "fcos_r50_caffe_fpn_gn-head_1x_coco-821213aa.pth" in values["detector.proposals.init_from"]
     assert caffe.train.init_from is None
+
+
+# A ResNet-18 and thumbnails in place of a ResNet-50 and 800 pixels; nothing else of the configs changes.
+SMALL = (
+    "detector.backbone.depth=18",
+    "detector.backbone.weights=null",
+    "detector.neck.channels=32",
+    "detector.image.short_side=64",
+    "detector.image.max_long_side=96",
+    "detector.proposals.head.channels=32",
+    "detector.proposals.head.num_convs=1",
+    "data.workers=0",
+    "train.batch_size=2",
+    "train.max_steps=3",
+    "evaluate.pictures=1",
+)
+ADDRESS = "fcos_r50_caffe_fpn_gn-head_1x_coco-821213aa.pth"
+
+
+@pytest.fixture
+def fetched_fcos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """MMDetection's FCOS of the same small size, where the file of `load_from` lies once it is fetched."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    sizes = {"detector.backbone.depth": 18, "detector.backbone.weights": None, "detector.neck.channels": 32}
+    sizes |= {"detector.head.channels": 32, "detector.head.num_convs": 1}
+    recipe = edit(RECIPES["fcos_resnet50_caffe_fpn_gn"](), sizes)
+    detector = build_detector(recipe.detector, num_classes=3, pretrained=False)
+    # Names that no data of the test has, which MMDetection's file may or may not keep.
+    meta = CheckpointMeta(recipe=to_yaml(recipe), classes=ClassTable(names=("cat", "dog", "horse")))
+    save_weights(tmp_path / "fcos.safetensors", detector.state_dict(), meta)
+    path = tmp_path / "torch" / "hub" / "checkpoints" / ADDRESS
+    path.parent.mkdir(parents=True)
+    export_file(tmp_path / "fcos.safetensors", path, system="mmdet")
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "faster_rcnn/faster-rcnn_r50_fpn_fcos-rpn_1x_coco.py",
+        "faster_rcnn/faster-rcnn_r50-caffe_fpn_fcos-rpn_1x_coco.py",
+        "rpn/fcos-rpn_r50_fpn_1x_coco.py",
+    ],
+)
+def test_the_how_to_trains_evaluates_and_evaluates_proposals(
+    how_to: Path, fetched_fcos: Path, tmp_path: Path, rcnn_command: Callable[..., tuple[int, str, str]], name: str
+) -> None:
+    draw_shapes_dataset(tmp_path / "data", train_images=6, val_images=2)
+    arguments = ["train", how_to / name, "--data", tmp_path / "data", "--device", "cpu", *SMALL]
+    if name.startswith("faster_rcnn"):
+        arguments.append("detector.roi.box_head.features=64")
+    code, out, err = rcnn_command(*arguments, "-o", tmp_path / "run")
+    assert code == 0, err
+    told = " ".join(err.split())
+    assert ("classes collapsed to one objectness" in told) == ("caffe" in name)
+    if "caffe" in name:
+        assert "was fetched before" in told
+        assert f"{fetched_fcos.name}: mmdet, because it has neck.lateral_convs." in told
+    written = set().union(*RunFolder(tmp_path / "run").rows())
+    assert {"loss/rpn_classification", "loss/rpn_box", "loss/rpn_centerness"} <= written
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.safetensors"
+    for command in (("eval",), ("proposals", "eval")):
+        code, out, err = rcnn_command(*command, checkpoint, "--data", tmp_path / "data", "--device", "cpu")
+        assert code == 0, err
+        assert "AR@1000" in out or "AP" in out
 
 
 # ------------------------------------------------------------------------------------------------- names of version 2

@@ -25,9 +25,7 @@ def command(
     ] = None,
     init_from: Annotated[
         str | None,
-        typer.Option(
-            "--init-from", help="Start from this checkpoint, ours or another system's, or its address."
-        ),
+        typer.Option("--init-from", help="Start from this checkpoint, ours or another system's, or its address."),
     ] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
     device: DeviceOption = Device.AUTO,
