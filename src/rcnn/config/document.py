@@ -25,7 +25,13 @@ _RULES = (
         "-+.0123456789",
     ),
 )
+# Longer ones are texts: Python itself refuses to write or read more than 4300.
+_MOST_DIGITS = 1000
 _PATTERNS = tuple((name, re.compile(f"^(?:{pattern})$")) for name, pattern, _ in _RULES)
+
+
+# Far more than a recipe has: lines that refer to each other could stand for more than there is memory.
+_MOST_VALUES = 100_000
 
 
 class Table(dict[Any, Any]):
@@ -49,6 +55,8 @@ def scalar(text: str) -> Any:
         return None
     if kind == "bool":
         return text.lower() == "true"
+    if kind == "int" and len(text) > _MOST_DIGITS:
+        return text
     if kind == "int":
         return int(text, 0) if text[:2] in {"0o", "0x"} else int(text)
     if kind == "float":
@@ -123,11 +131,27 @@ _CommandLoader.add_constructor("tag:yaml.org,2002:str", _CommandLoader.text)
 def load(text: str, name: str) -> Any:
     """The plain data of a YAML text. Errors: `RecipeError` with `name` and the line of the mistake."""
     try:
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)  # looks at the letters
+        node = loader.get_single_node()
+        if node is not None and _values_in(node, {}) > _MOST_VALUES:
+            given = f"more than {_MOST_VALUES} values, counting each one as often as it is referred to"
+            raise RecipeError(Problem(where=name, given=given))
+        return None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         raise RecipeError(_syntax_problem(error, name)) from None
     except (RecursionError, ValueError) as error:
         raise RecipeError(Problem(where=name, given=f"this YAML cannot be read ({error})")) from None
+
+
+def _values_in(node: yaml.Node, counted: dict[int, int]) -> int:
+    """What is referred to several times counts as often; what holds itself once (it cannot be made a value)."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in counted:
+        counted[id(node)] = 0
+        inner = [each for pair in node.value for each in (pair if isinstance(pair, tuple) else (pair,))]
+        counted[id(node)] = 1 + sum(_values_in(each, counted) for each in inner)
+    return counted[id(node)]
 
 
 def _syntax_problem(error: yaml.YAMLError, name: str) -> Problem:
@@ -170,6 +194,17 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         problem = Problem(where=str(path), given=f"byte {error.start} is not UTF-8", allowed="a text file in UTF-8")
         raise RecipeError(problem) from None
+    except ValueError as error:  # a null or half a letter in its name
+        given = f"no file can have the name {str(path)!a} ({type(error).__name__})"
+        raise RecipeError(Problem(where=ascii(str(path)), given=given)) from None
+
+
+def identity_of(path: Path) -> Path:
+    """The file that a path leads to; the path itself where that cannot be found out, which reading it will tell."""
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):
+        return path
 
 
 # -------------------------------------------------------------------------------------------------------- writing

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from rcnn.config.document import Table, Text, load, read_text
+from rcnn.config.document import Table, Text, identity_of, load, read_text
 from rcnn.config.draft import Branch, Draft, Origin, branch_of, grow, mark_defaults, origins_of
 from rcnn.config.reading import given_text
 from rcnn.config.spec import Spec, fields_of
@@ -184,7 +184,7 @@ class _Chain(Generic[S]):
             self.root, self.root_name = branch, name
 
     def _add_file(self, path: Path, where: str) -> None:
-        identity = path.resolve()
+        identity = identity_of(path)
         if identity in self.open_files:
             circle = [*self.open_files[self.open_files.index(identity) :], identity]
             given = "the files are bases of each other: " + " -> ".join(file.name for file in circle)
@@ -276,4 +276,9 @@ class _Chain(Generic[S]):
 
 
 def _looks_like_file(source: str, folder: Path) -> bool:
-    return source.endswith((".yaml", ".yml", ".py")) or "/" in source or "\\" in source or (folder / source).is_file()
+    if source.endswith((".yaml", ".yml", ".py")) or "/" in source or "\\" in source:
+        return True
+    try:
+        return (folder / source).is_file()
+    except OSError:  # too long for a name
+        return False

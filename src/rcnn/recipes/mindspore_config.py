@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from rcnn.config.document import Table, load, read_text
+from rcnn.config.document import Table, identity_of, load, read_text
 from rcnn.config.draft import Draft, Origin, branch_of
 from rcnn.config.edit import edit
 from rcnn.errors import Problem, RecipeError
@@ -90,7 +90,7 @@ def read_mindspore_config(path: Path, *, allow_unmapped: bool = False) -> MindSp
 
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, _Value]:
     """The values of a file on top of those of its bases, by dotted name: the last writer wins, value by value."""
-    here = path.resolve()
+    here = identity_of(path)
     if here in above or len(above) >= _MOST_FILES:
         given = "the files are bases of each other: " + " -> ".join(file.name for file in (*above, here))
         raise RecipeError(Problem(where=str(path), given=given))
