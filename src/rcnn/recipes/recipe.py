@@ -144,7 +144,8 @@ class ProposalsSpec(Spec):
 
     type: Literal["head"] = "head"
     init_from: str | None = None
-    """A trained one-stage detector that the first stage, backbone and neck start from; its classes become one."""
+    """A trained one-stage detector (a file of ours or of another system, or its address) that the first stage, backbone
+    and neck start from; its classes become one."""
     head: DenseHeadSpec = RPNSpec()
     train: ProposalCountSpec = ProposalCountSpec(pre_nms=2000, post_nms=2000)
     test: ProposalCountSpec = ProposalCountSpec(pre_nms=1000, post_nms=1000)
@@ -316,7 +317,8 @@ class WarmUpSpec(Spec):
 
 class TrainSpec(Spec):
     init_from: str | None = None
-    """A checkpoint that the whole detector starts from instead of ImageNet weights; --init-from sets it."""
+    """A checkpoint (of ours or of another system, or its address) that the whole detector starts from instead of ImageNet
+    weights; --init-from sets it."""
     epochs: Positive = 26
     max_steps: Positive | None = None
     """End after so many optimizer steps, whatever the epochs."""
