@@ -317,8 +317,8 @@ class WarmUpSpec(Spec):
 
 class TrainSpec(Spec):
     init_from: str | None = None
-    """A checkpoint (of ours or of another system, or its address) that the whole detector starts from instead of ImageNet
-    weights; --init-from sets it."""
+    """A checkpoint (of ours or of another system, or its address) that the whole detector starts from instead of
+    ImageNet weights; --init-from sets it."""
     epochs: Positive = 26
     max_steps: Positive | None = None
     """End after so many optimizer steps, whatever the epochs."""
