@@ -71,6 +71,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Nothing in the file is executed, and no more memory is used than its size warrants. Raises `CheckpointError`.
     """
+    if not path.exists():
+        raise CheckpointError(Problem(where=str(path), given="no such file", remedy="check detector.backbone.weights"))
     tensors = read_as_named(path).tensors
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
