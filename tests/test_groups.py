@@ -1,4 +1,4 @@
-"""That tests of one group run in one process, which their fixtures count on: a version of pytest once made groups void."""
+"""Tests of one group run in one process, which their fixtures count on: a version of pytest once made groups void."""
 
 from __future__ import annotations
 
