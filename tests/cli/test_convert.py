@@ -162,7 +162,10 @@ def test_class_names_that_do_not_fit(refused, file: Path, tmp_path: Path) -> Non
 
 def test_a_recipe_of_another_structure(refused, file: Path) -> None:
     err = refused(file, "--recipe", "faster_rcnn_resnet18_fpn", "--classes", ",".join(NAMES))
-    assert "its tensors do not fit the recipe faster_rcnn_resnet18_fpn; without --recipe or --config the structure is read" in err
+    assert (
+        "its tensors do not fit the recipe faster_rcnn_resnet18_fpn; without --recipe or --config the structure is read"
+        in err
+    )
 
 
 def test_a_place_that_cannot_be_written(rcnn_command, file: Path, tmp_path: Path) -> None:
