@@ -87,6 +87,11 @@ def test_a_value_is_what_python_makes_of_it(tmp_path: Path, expression: str, exp
         ("'{{ $HOME:x }}'", "environment"),
         ("_base_.x", "the file has none"),
         ("[i for i in items if i]", "a comprehension"),
+        ("[f(i) for i in items]", "a call of f,"),
+        ("items.x" + ".x" * 900 + "()", "a call of items.x.x"),
+        ("[] * 2 ** 62", "makes more than"),
+        ("'a {{ items }}'", "a list within a text"),
+        ("f'{table}'", "a dict within a text"),
         ("-" * 150 + "1", "nested deeper"),
     ],
 )
@@ -159,6 +164,13 @@ def test_bases_are_read_in_their_folders_and_can_be_referred_to_and_changed(tmp_
         ({"main": "x = (1,"}, "this is not Python"),
         ({"main": "x = dict()\nx.y = x"}, "a value that holds itself"),
         ({"main": "a = [1]\n" + "".join("a = [a, a, a, a, a, a, a, a]\n" for _ in range(12))}, "more values"),
+        # Texts that double: ten letters, forty times; a long text, in parts.
+        ({"main": "x = 'aaaaaaaaaa'\n" + "x = f'{x}{x}'\n" * 40}, "more than 1,000,000 values"),
+        ({"main": "x = 'aaaaaaaaaa'\n" + "x = '{{ x }}{{ x }}'\n" * 40}, "more than 1,000,000 values"),
+        ({"main": f"x = '{'a' * 99_000}'\ny = [{'x[1:],' * 9_000}]"}, "more than 1,000,000 values"),
+        # Each value is 60 floors deep, the last of them the one before.
+        ({"main": "a = 1\n" + f"a = {'[' * 60}a{']' * 60}\n" * 99}, "nested deeper"),
+        ({"main": "_base_ = '~nobody-of-that-name/x.py'"}, "cannot be read"),
         ({"main": "a = 1\0"}, "null bytes"),
         ({"main": "#" * (MAX_BYTES + 1)}, "bytes"),
         ({"main": "x = " + "(" * 5000}, "this is not Python"),

@@ -62,7 +62,7 @@ def bounded(node: ast.AST, value: float) -> float:
 
 
 def _repeated(node: ast.BinOp, items: Items, times: int, budget: Budget) -> Items:
-    budget.spend(node, len(items) * max(times, 0))
+    budget.spend(node, max(len(items), 1) * max(times, 0))
     repeated = Items()
     for _ in range(times):
         extend(node, repeated, items, budget)

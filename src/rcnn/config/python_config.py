@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from rcnn.config.placed_values import Items, Place, Section
-from rcnn.config.python_data import BASE, FileReader, base_of, parse
-from rcnn.config.refusal import MAX_BYTES, MAX_NESTING, Budget
+from rcnn.config.python_data import BASE, FileReader
+from rcnn.config.python_syntax import base_of, parse
+from rcnn.config.refusal import MAX_BYTES, MAX_NESTING, Budget, kind_of
 from rcnn.errors import Problem, RecipeError
 
 DELETE = "_delete_"
 _MAX_DEPTH = 20
 _MAX_FILES = 100
+_TOO_DEEP = f"nested deeper than {MAX_NESTING}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +107,9 @@ class _Reading:
             return merged
         for name in names:
             if not isinstance(name, str) or not name.endswith(".py") or "::" in name:
-                self._report(f"{place}: {BASE}", f"{name!r}", "the path of a .py file, relative to this one")
+                self._report(f"{place}: {BASE}", kind_of(name), "the path of a .py file, relative to this one")
                 continue
-            file = Path(os.path.normpath(path.parent / Path(name).expanduser()))
+            file = Path(os.path.normpath(path.parent / os.path.expanduser(name)))
             section = self.file(file, asked_by=f"{place}: {BASE}")
             twice = sorted(set(section) & set(merged))
             if twice:
@@ -133,7 +135,7 @@ class _Reading:
                 result.put(key, self._merged(value, old[key], f"{path}."), place)
             else:
                 remedy = f"put {DELETE}=True into it to replace what the base has"
-                self._report(f"{place}: {path}", f"a dict, where the base has {_plain(old[key])}", remedy=remedy)
+                self._report(f"{place}: {path}", f"a dict, where the base has {kind_of(old[key])}", remedy=remedy)
         return result
 
     def _report(self, where: str, given: str, allowed: str = "", remedy: str = "") -> None:
@@ -147,10 +149,6 @@ def _identity(path: Path) -> Path:
         return path
 
 
-def _plain(value: Any) -> str:
-    return "a list" if isinstance(value, Items) else repr(value)
-
-
 def _without_delete(value: Section) -> Section:
     result = Section()
     for key, inner in value.items():
@@ -161,24 +159,25 @@ def _without_delete(value: Section) -> Section:
 
 def _shape_problem(root: Section, path: Path) -> Problem | None:
     """Why a tree cannot be walked: it holds itself, is too deep, or too large where the same part stands often."""
-    sizes: dict[int, int] = {}
+    measured: dict[int, tuple[int, int]] = {}  # how many values, and how many floors
     trouble: list[str] = []
 
-    def size(value: Any, depth: int, above: tuple[int, ...]) -> int:
+    def measure(value: Any, above: tuple[int, ...]) -> tuple[int, int]:
         if not isinstance(value, Section | Items) or trouble:
-            return 1
-        if id(value) in sizes:
-            return sizes[id(value)]
-        if id(value) in above or depth > MAX_NESTING:
-            trouble.append("a value that holds itself" if id(value) in above else f"nested deeper than {MAX_NESTING}")
-            return 1
-        inner = value.values() if isinstance(value, Section) else value
-        total = 1 + sum(size(item, depth + 1, (*above, id(value))) for item in inner)
-        sizes[id(value)] = total
-        return total
+            return 1, 0
+        if id(value) not in measured:
+            if id(value) in above or len(above) > MAX_NESTING:
+                trouble.append("a value that holds itself" if id(value) in above else _TOO_DEEP)
+                return 1, 0
+            items = value.values() if isinstance(value, Section) else value
+            inner = [measure(item, (*above, id(value))) for item in items]
+            sizes, floors = [size for size, _ in inner], [floors for _, floors in inner]
+            measured[id(value)] = 1 + sum(sizes), 1 + max(floors, default=0)
+        return measured[id(value)]
 
-    if size(root, 0, ()) > MAX_BYTES:
-        trouble.append("more values than a config can have")
+    size, floors = measure(root, ())
+    if floors > MAX_NESTING + 1 or size > MAX_BYTES:
+        trouble.append(_TOO_DEEP if floors > MAX_NESTING + 1 else "more values than a config can have")
     return Problem(where=str(path), given=trouble[0]) if trouble else None
 
 

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import ast
 import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rcnn.config.arithmetic import bounded, combine, extend, number
 from rcnn.config.placed_values import Items, Place, Section
+from rcnn.config.python_syntax import base_of, dotted, names_assigned, words_for
 from rcnn.config.refusal import MAX_NESTING, Budget, Refused, kind_of, shortened
 from rcnn.errors import Problem
 
@@ -37,37 +37,8 @@ class _Unreadable:
 _UNREADABLE = _Unreadable()
 
 
-def parse(text: str, file: Path) -> ast.Module | Problem:
-    """The syntax tree of a file's text, or what is wrong with it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes that Python will refuse one day
-            return ast.parse(text)
-    except SyntaxError as error:
-        given = f"this is not Python ({error.msg})"
-        return Problem(where=f"{file}:{error.lineno or 1}", given=given)
-    except (ValueError, RecursionError, MemoryError) as error:
-        return Problem(where=str(file), given=f"this cannot be read as Python ({error or type(error).__name__})")
-
-
 # --------------------------------------------------------------------------------------------------------- statements
 
-_REFUSED_STATEMENTS: dict[type[ast.stmt], str] = {
-    ast.Import: "an import",
-    ast.ImportFrom: "an import",
-    ast.FunctionDef: "a function",
-    ast.AsyncFunctionDef: "a function",
-    ast.ClassDef: "a class",
-    ast.For: "a loop",
-    ast.AsyncFor: "a loop",
-    ast.While: "a loop",
-    ast.If: "a condition",
-    ast.With: "a with block",
-    ast.Try: "a try block",
-    ast.Delete: "a deletion",
-    ast.Assert: "an assertion",
-    ast.Raise: "a raise",
-}
 _ALLOWED_STATEMENTS = (
     "assignments of literals, dict(...), file-level names and _base_ references: a config is data here"
 )
@@ -111,7 +82,7 @@ class FileReader:
                 where = f"{self.file}:{refused.line or node.lineno}"
                 problem = Problem(where=where, given=refused.given, allowed=refused.allowed, remedy=refused.remedy)
                 self.problems.append(problem)
-            for name in _names_assigned(node):
+            for name in names_assigned(node):
                 self.names[name] = _UNREADABLE
 
     def _statement(self, statement: ast.stmt) -> None:
@@ -128,11 +99,11 @@ class FileReader:
             case ast.Expr(value=ast.Constant()) | ast.Pass():
                 return  # a docstring
             case _:
-                kind = _REFUSED_STATEMENTS.get(type(statement), f"a statement ({type(statement).__name__})")
                 remedy = ""
                 if isinstance(statement, ast.Import | ast.ImportFrom | ast.With):
                     remedy = "of a config that imports its bases, take the one with _base_ = [...] (in configs/)"
-                raise Refused(statement, f"{kind}, which is never executed", _ALLOWED_STATEMENTS, remedy)
+                given = f"{words_for(statement)}, which is never executed"
+                raise Refused(statement, given, _ALLOWED_STATEMENTS, remedy)
 
     def _assign(self, target: ast.expr, value: Any) -> None:
         place = self._place(target)
@@ -160,7 +131,8 @@ class FileReader:
         elif isinstance(holder, Items) and type(key) is int and -len(holder) <= key < len(holder):
             holder[key], holder.places[key] = value, self._place(target)
         else:
-            raise Refused(target, f"there is no place {key!r} to assign to", "a key of a dict, an index of a list")
+            given = f"there is no place {kind_of(key)} to assign to"
+            raise Refused(target, given, "a key of a dict, an index of a list")
 
     def _place(self, node: ast.AST) -> Place:
         return Place(file=self.file, line=getattr(node, "lineno", 1))
@@ -206,7 +178,7 @@ class FileReader:
                 if isinstance(inner, ast.Name) and inner.id in _predefined(self.file):
                     return _predefined(self.file)[inner.id]
                 return self._value(inner, deeper)
-        given = f"{_words(node)}, which is never executed"
+        given = f"{words_for(node)}, which is never executed"
         raise Refused(node, given, "literals, dict(...), names of this file, _base_ references and arithmetic")
 
     def _constant(self, node: ast.expr, value: Any) -> Any:
@@ -227,7 +199,15 @@ class FileReader:
         whole = _TEMPLATE.fullmatch(text.strip())
         if whole and whole[1].startswith(f"{BASE}."):
             return self._template(node, whole[1])
-        return _TEMPLATE.sub(lambda match: str(self._template(node, match[1])), text)
+        return _TEMPLATE.sub(lambda match: self._as_text(node, self._template(node, match[1])), text)
+
+    def _as_text(self, node: ast.expr, value: Any) -> str:
+        """A plain value within a text."""
+        if isinstance(value, Section | Items):
+            raise Refused(node, f"{kind_of(value)} within a text", "plain values within texts")
+        text = str(value)
+        self.budget.spend(node, len(text) // 8)
+        return text
 
     def _template(self, node: ast.expr, path: str) -> Any:
         predefined = _predefined(self.file)
@@ -266,11 +246,13 @@ class FileReader:
             raise Refused(node, f"a loop over {kind_of(source)}", "a loop over a list")
         items = Items()
         outside = dict(self.names)
-        for item in source:
-            self.names = {**outside, name: item}
-            self.budget.spend(node, len(outside) + 1)
-            items.add(self._value(element, depth), self._place(element))
-        self.names = outside
+        try:
+            for item in source:
+                self.names = {**outside, name: item}
+                self.budget.spend(node, len(outside) + 1)
+                items.add(self._value(element, depth), self._place(element))
+        finally:
+            self.names = outside
         return items
 
     def _mapping(self, node: ast.Dict, depth: int) -> Section:
@@ -310,8 +292,8 @@ class FileReader:
             for argument in node.args:
                 extend(argument, items, self._value(argument, depth), self.budget)
             return items
-        called = shortened(ast.unparse(node.func)) if depth < MAX_NESTING // 2 else "something"
-        raise Refused(node, f"a call of {called}, which is never executed", "dict(...), list(...), tuple(...)")
+        given = f"a call of {shortened(dotted(node.func))}, which is never executed"
+        raise Refused(node, given, "dict(...), list(...), tuple(...)")
 
     def _key(self, node: ast.expr, holder: Any, key: str) -> Any:
         if isinstance(holder, Section) and key in holder:
@@ -325,7 +307,7 @@ class FileReader:
             return self._key(node, holder, index)
         if isinstance(holder, Items | str) and type(index) is int and -len(holder) <= index < len(holder):
             return holder[index]
-        raise Refused(node, f"there is no {shortened(repr(index))} in {kind_of(holder)}")
+        raise Refused(node, f"there is no {kind_of(index)} in {kind_of(holder)}")
 
     def _part(self, node: ast.expr, holder: Any, part: ast.Slice, depth: int) -> Any:
         ends = [None if end is None else self._value(end, depth) for end in (part.lower, part.upper, part.step)]
@@ -334,7 +316,7 @@ class FileReader:
         if ends[2] == 0:
             raise Refused(node, "a part with step 0")
         if isinstance(holder, str):
-            return holder[slice(*ends)]
+            return self._as_text(node, holder[slice(*ends)])
         return self._selected(node, holder, range(len(holder))[slice(*ends)])
 
     def _selected(self, node: ast.expr, holder: Items, indices: range) -> Items:
@@ -348,30 +330,12 @@ class FileReader:
         if isinstance(part, ast.Constant):
             return str(part.value)
         if isinstance(part, ast.FormattedValue) and part.format_spec is None and part.conversion == -1:
-            value = self._value(part.value, depth)
-            if not isinstance(value, Section | Items):
-                return str(value)
+            return self._as_text(part, self._value(part.value, depth))
         raise Refused(part, "a part of an f-string with a format", "plain values in f-strings")
-
-
-def base_of(statement: ast.stmt) -> ast.expr | None:
-    """What a statement assigns to `_base_`; None where it does not."""
-    match statement:
-        case ast.Assign(targets=[ast.Name(id="_base_")], value=value):
-            return value
-    return None
 
 
 def _loaded(target: ast.Name) -> ast.Name:
     return ast.copy_location(ast.Name(id=target.id, ctx=ast.Load()), target)
-
-
-def _names_assigned(node: ast.AST) -> Iterator[str]:
-    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    for target in targets:
-        for each in target.elts if isinstance(target, ast.Tuple | ast.List) else [target]:
-            if isinstance(each, ast.Name):
-                yield each.id
 
 
 def _predefined(file: Path) -> dict[str, str]:
@@ -382,21 +346,3 @@ def _predefined(file: Path) -> dict[str, str]:
         "fileBasenameNoExtension": file.stem,
         "fileExtname": file.suffix,
     }
-
-
-_WORDS = {
-    ast.ListComp: "a comprehension",
-    ast.DictComp: "a comprehension",
-    ast.SetComp: "a comprehension",
-    ast.GeneratorExp: "a comprehension",
-    ast.Lambda: "a function",
-    ast.IfExp: "a condition",
-    ast.Compare: "a comparison",
-    ast.BoolOp: "a condition",
-    ast.Set: "a set",
-    ast.Starred: "* outside a list",
-}
-
-
-def _words(node: ast.expr) -> str:
-    return _WORDS.get(type(node), f"an expression ({type(node).__name__})")
