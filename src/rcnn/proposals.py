@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rcnn.boxes.geometry import has_min_side
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.errors import Problem, SetupError
-from rcnn.ops.nms import nms
+from rcnn.ops.nms import best_kept, nms
 from rcnn.records import Levels, Losses, Proposals, Target
 
 # "level": boxes of different levels do not suppress each other (torchvision, detectron2, MMDetection's RPNHead);
@@ -64,12 +64,13 @@ class ProposalFilter:
             chosen = chosen & self._among_best(candidates, chosen, num_levels)
         chosen = chosen.nonzero().flatten()
         boxes, scores, level = candidates.boxes_xyxy[chosen], candidates.scores[chosen], candidates.level[chosen]
-        keep = (
-            nms(boxes, scores, self.nms_iou)
-            if self.scope == "joint"
-            else self._per_level(boxes, scores, level, num_levels)
-        )
-        keep = keep[: self.post_nms]
+
+        def suppress(best: Tensor) -> Tensor:
+            if self.scope == "joint":
+                return best[nms(boxes[best], scores[best], self.nms_iou)]
+            return best[self._per_level(boxes[best], scores[best], level[best], num_levels)]
+
+        keep = best_kept(suppress, scores, self.post_nms)
         if self.scope == "level_then_joint":
             keep = keep[nms(boxes[keep], scores[keep], self.nms_iou)]
         return Proposals(boxes_xyxy=boxes[keep], scores=scores[keep])
@@ -84,13 +85,13 @@ class ProposalFilter:
         return best
 
     def _per_level(self, boxes: Tensor, scores: Tensor, level: Tensor, num_levels: int) -> Tensor:
+        """Which stay, in their order."""
         # One call per level is exact where an offset per level would round coordinates; the number of levels is fixed.
         kept = torch.zeros_like(level, dtype=torch.bool)
         for number in range(num_levels):
             mine = (level == number).nonzero().flatten()
             kept[mine[nms(boxes[mine], scores[mine], self.nms_iou)]] = True
-        indices = kept.nonzero().flatten()
-        return indices[scores[indices].argsort(descending=True, stable=True)]
+        return kept.nonzero().flatten()
 
 
 class AbstractProposalStage(nn.Module, ABC):

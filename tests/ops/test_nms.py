@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from rcnn.ops.nms import Decay, class_offset_nms, nms, soft_nms
+from rcnn.ops.nms import Decay, best_kept, class_offset_nms, nms, soft_nms
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +204,32 @@ def test_both_can_be_exported() -> None:
     other = cluttered_boxes(200, seed=1)
     for exported, eager in zip(program.module()(*other), BothKinds()(*other), strict=True):
         assert_close(exported, eager)
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5, 40, 1000, None])
+def test_the_best_kept_are_those_of_nms_over_all(limit: int | None) -> None:
+    """Also where scores are equal, and where the first ones asked about are too few."""
+    generator = torch.Generator().manual_seed(1)
+    corner = torch.rand(600, 2, generator=generator) * 60
+    boxes = torch.cat((corner, corner + 5 + torch.rand(600, 2, generator=generator) * 30), dim=1)
+    scores = (torch.rand(600, generator=generator) * 50).round() / 50
+
+    found = best_kept(lambda best: best[nms(boxes[best], scores[best], 0.3)], scores, limit)
+
+    assert found.tolist() == torchvision.ops.nms(boxes, scores, 0.3)[:limit].tolist()
+
+
+def test_nms_is_asked_about_no_more_than_it_takes() -> None:
+    asked = []
+
+    def suppress(best: Tensor) -> Tensor:
+        asked.append(len(best))
+        return best[::4]
+
+    scores = torch.arange(1000.0)
+    assert best_kept(suppress, scores, 10).tolist() == list(range(999, 959, -4))
+    assert asked == [20, 80]
+    asked.clear()
+    assert len(best_kept(suppress, scores[:30], 10)) == 8
+    assert asked == [20, 30]
+    assert len(best_kept(suppress, scores[:0], 10)) == 0

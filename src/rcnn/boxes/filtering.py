@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rcnn.boxes.geometry import has_min_side
-from rcnn.ops.nms import Decay, class_offset_nms, soft_nms
+from rcnn.ops.nms import Decay, best_kept, class_offset_nms, soft_nms
 from rcnn.records import Detections
 
 
@@ -45,16 +45,19 @@ class DetectionFilter:
         large = (has_min_side(boxes_xyxy, self.min_side_px) & (scores > self.score_threshold)).nonzero().flatten()
         boxes, scores, labels = boxes_xyxy[large], scores[large], labels[large]
         keep, scores = self._suppress(boxes, scores, labels)
-        keep, scores = keep[: self.max_detections], scores[: self.max_detections]
         return Detections(boxes_xyxy=boxes[keep], scores=scores, labels=labels[keep])
 
     def _suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The indices and scores of those that stay, best first."""
+        """The indices and scores of the best that stay, best first."""
         soft = self.soft_nms
         if soft is None:
-            keep = class_offset_nms(boxes, scores, labels, self.nms_iou)
+
+            def suppress(best: Tensor) -> Tensor:
+                return best[class_offset_nms(boxes[best], scores[best], labels[best], self.nms_iou)]
+
+            keep = best_kept(suppress, scores, self.max_detections)
             return keep, scores[keep]
-        return soft_nms(
+        keep, scores = soft_nms(
             boxes,
             scores,
             labels,
@@ -63,3 +66,4 @@ class DetectionFilter:
             sigma=soft.sigma,
             min_score=soft.min_score,
         )
+        return keep[: self.max_detections], scores[: self.max_detections]

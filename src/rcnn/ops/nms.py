@@ -5,6 +5,7 @@ Letters: G groups, M boxes of the largest group.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -41,6 +42,31 @@ def class_offset_nms(
     with_origin = torch.cat([boxes, boxes.new_zeros(1, 4)])  # amax and amin need an element
     step = (with_origin.amax() - with_origin.amin()).ceil() + 1.0
     return torchvision.ops.nms(boxes + (groups * step)[:, None], scores.double(), iou_threshold)
+
+
+def best_kept(
+    suppress: Callable[[Int[Tensor, " best"]], Int[Tensor, " kept"]], scores: Float[Tensor, " boxes"], limit: int | None
+) -> Int[Tensor, " kept"]:
+    """Indices of the best `limit` boxes that are kept (None: all), best first; equal scores in their order.
+
+    `suppress` gets the indices of some boxes, best first, and returns those it keeps, in that order. Whether NMS keeps
+    a box hangs on better ones alone: so it is asked about the best few first, and about more only while too few are
+    kept. It is quadratic in what it is asked about, and a detector gives it thousands to keep a hundred of.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    # An export has one path for all pictures.
+    if limit is None or torch.compiler.is_exporting():
+        return suppress(order)[:limit]
+    asked = _FIRST_ASKED * limit
+    while True:
+        kept = suppress(order[:asked])
+        if len(kept) >= limit or asked >= len(order):
+            return kept[:limit]
+        asked *= _THEN_ASKED
+
+
+# Of the boxes that are wanted: so many are asked about first, and then so many times more.
+_FIRST_ASKED, _THEN_ASKED = 2, 4
 
 
 # How soft NMS lowers the score of a box that overlaps a kept one by `iou`: "linear", times 1 - iou from the threshold
