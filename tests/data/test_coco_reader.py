@@ -181,6 +181,49 @@ def test_a_wrong_folder_is_one_mistake_not_one_per_picture(folders: Any) -> None
     assert len(raised.value.problems) == 1
 
 
+def test_numbers_that_no_array_holds(folders: Any) -> None:
+    content = folders.coco_content()
+    content["images"].append({"id": 2**64, "file_name": "c.jpg"})
+    content["categories"].append({"id": 6, "name": "dog"})
+    content["annotations"][0]["category_id"] = [20]  # and a name that stands twice
+    assert [message.partition(": ")[2] for message in messages(folders, content)] == [
+        'images: {"id": 18446744073709551616, "file_name": "c.jpg"} has the id 18446744073709551616; '
+        "allowed: a whole number",
+        'categories: the name "dog" belongs to the categories 20, 6; allowed: a name of its own; '
+        "delete the one without annotations (id 20, 6)",
+    ]
+    content = folders.coco_content()
+    content["annotations"][0] |= {"image_id": 2**64, "bbox": [1, 1, 10**400, 2], "area": 10**400}
+    found = messages(folders, content)
+    assert ["image_id is" in found[0], "bbox is" in found[1], len(found)] == [True, True, 2]
+
+
+def test_a_size_that_no_picture_has(folders: Any) -> None:
+    content = folders.coco_content()
+    content["images"][0]["width"] = 2**40
+    content["images"][1]["width"] = 10**400
+    assert read_dataset(folders.coco(content)).sizes.tolist() == [[80, 2**31 - 1], [80, 100]]
+
+
+def test_a_name_that_is_no_text(folders: Any) -> None:
+    """A name in Latin-1 on a disk: its bytes are no UTF-8, and half a letter stands for each of them."""
+    content = folders.coco_content()
+    content["images"][0]["file_name"] = "b\udce9.jpg"
+    root = folders.coco(content)
+    assert read_dataset(root).path(0).is_file()
+    content["images"][0]["file_name"] = "\ud800/b.jpg"
+    folders.text("annotations/instances_train.json", json.dumps(content))
+    with pytest.raises(DataError, match="the picture is missing"):
+        read_dataset(root)
+
+
+@pytest.mark.parametrize("value", ["[" * 9000 + "]" * 9000, "9" * 5000], ids=["deep", "digits"])
+def test_json_that_python_does_not_read(folders: Any, value: str) -> None:
+    folders.text("annotations/instances_train.json", f'{{"images": {value}, "annotations": []}}')
+    with pytest.raises(DataError, match=r"instances_train\.json: the JSON cannot be read"):
+        read_dataset(folders.root)
+
+
 def test_malformed_json_names_its_line(folders: Any) -> None:
     folders.text("annotations/instances_train.json", '{"images": [],\n "annotations": [}')
     with pytest.raises(DataError, match=r"instances_train\.json:2:18: malformed JSON"):

@@ -144,6 +144,18 @@ def test_layouts(folders: Any) -> None:
     assert read_dataset(folders.root / "robo", split="val").path(0).is_file()
 
 
+def test_a_list_that_is_no_text(folders: Any) -> None:
+    root = folders.voc({"a": folders.voc_xml("a")}, {"train": ["a"]})
+    (root / "ImageSets/Main/train.txt").write_bytes(b"\xe9\n")
+    (message,) = problems_of(root)
+    assert "train.txt: the file cannot be read ('utf-8' codec" in message
+
+
+def test_a_size_that_no_picture_has_comes_from_the_picture(folders: Any) -> None:
+    document = folders.voc_xml("a", size="<width>1e30</width><height>80</height>")
+    assert read_dataset(folders.voc({"a": document})).sizes.tolist() == [[80, 100]]
+
+
 def test_an_empty_split(folders: Any) -> None:
     root = folders.voc({"a": folders.voc_xml("a")}, {"train": []})
     assert "there is no picture in it" in problems_of(root)[0]

@@ -70,6 +70,7 @@ def test_mistakes_are_reported_together(folders: Any) -> None:
         ("0 .5 .5 -.1 .1", "is reversed"),
         ("0 2 .5 .1 .1", "lies outside"),
         ("0 nan .5 .1 .1", "no finite number"),
+        ("0 1e308 .5 1e308 .1", "no finite number"),
     ],
 )
 def test_bad_boxes_are_left_out_and_said(folders: Any, line: str, reason: str) -> None:
@@ -89,6 +90,11 @@ def test_pixels_where_fractions_belong_are_found(folders: Any) -> None:
     [
         ("[cat, cat]", '"cat" belongs to the classes 0, 1'),
         ("{0: cat, 2: dog}", "allowed: 0 to 1"),
+        ("{no: cat, yes: dog}", "the class numbers are False, True"),
+        ("{'0': cat}", "the class numbers are '0'"),
+        ("[no, cat]", "class 0 is False; allowed: a text; put the name in quotes"),
+        ("[cat, ~]", "class 1 is None"),
+        ("[cat, [dog]]", "class 1 is ['dog']"),
         ("5", "a list of names"),
     ],
 )
@@ -106,6 +112,34 @@ def test_malformed_yaml_names_its_line(folders: Any) -> None:
     folders.text("data.yaml", "train: a\nnames: [cat\n")
     with pytest.raises(DataError, match=r"data\.yaml:3: malformed YAML"):
         read_dataset(folders.root)
+
+
+@pytest.mark.parametrize(
+    "names", ["[2001-99-99]", "[" * 1000 + "]" * 1000, "[" + "9" * 5000 + "]"], ids=["day", "deep", "digits"]
+)
+def test_yaml_that_python_does_not_read(folders: Any, names: str) -> None:
+    folders.text("data.yaml", f"train: images\nnames: {names}\n")
+    with pytest.raises(DataError, match=r"data\.yaml: malformed YAML"):
+        read_dataset(folders.root)
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "said"),
+    [
+        ("images/train/a.jpg", None, "cannot be read as a list of pictures"),
+        ("list.txt", b"images/train/\xe9.jpg\n", "cannot be read as a list of pictures"),
+        ("list.txt", b"images/train/\0.jpg\n", "embedded null"),
+        ("list.txt", b"images/train/" + b"a" * 5000 + b".jpg\n", "File name too long"),
+        ("a" * 5000, None, "is not there"),
+    ],
+    ids=["picture", "Latin-1", "null", "long name", "long place"],
+)
+def test_places_that_are_none(folders: Any, place: str, content: bytes | None, said: str) -> None:
+    root = folders.yolo({"a": "0 .5 .5 .1 .1"})
+    folders.text("data.yaml", f"train: {place}\nnames: [cat]\n")
+    if content is not None:
+        (root / place).write_bytes(content)
+    assert said in problems_of(root)[0]
 
 
 def test_no_label_anywhere_is_an_error(folders: Any) -> None:

@@ -32,6 +32,8 @@ _OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_
 # the time and memory. A quotation mark inside a json string is escaped, so this cannot match inside one.
 _OUTLINES = re.compile(rb'"segmentation"\s*:\s*\[[\[\]0-9eE+\-.,\s]*\]')
 _ABSENT = object()
+# A whole number that is larger, either way, is none: arrays hold 64 bits.
+_MOST = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +143,7 @@ def _parse(file: Path) -> dict[str, Any]:
         raise DataError(Problem(where=str(file), given=f"the file cannot be read ({error.strerror})")) from error
     try:
         content = json.loads(_OUTLINES.sub(b'"segmentation":0', data))
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         content = _parse_whole(file, data)
     if not isinstance(content, dict):
         raise DataError(Problem(where=str(file), given="this is no COCO file", allowed="an object with images in it"))
@@ -159,6 +161,8 @@ def _parse_whole(file: Path, data: bytes) -> Any:
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(Problem(where=str(file), given=f"the text is not UTF-8 ({error.reason})")) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists
+        raise DataError(Problem(where=str(file), given=f"the JSON cannot be read ({error})")) from error
 
 
 def _place(file: Path, kind: str, record: dict[str, Any]) -> str:
@@ -172,12 +176,12 @@ def _records(
     records = _list(content, key, file, problems)
     ids = [record.get("id", _ABSENT) for record in records]
     for record, given in zip(records, ids, strict=True):
-        if type(given) is not int:
+        if not _is_whole(given):
             stated = "has no id" if given is _ABSENT else f"has the id {given!r}"
             problems.append(
                 Problem(where=f"{file}: {key}", given=f"{_shorten(record)} {stated}", allowed="a whole number")
             )
-    numbers = np.array([given if type(given) is int else -1 for given in ids], np.int64)
+    numbers = np.array([given if _is_whole(given) else -1 for given in ids], np.int64)
     values, counts = np.unique(numbers, return_counts=True)
     for value, count in zip(values[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
         if value != -1:
@@ -229,7 +233,7 @@ def _repeated_names(
     repeated = {name: ids for name, ids in ids_of.items() if len(set(ids)) > 1 and name}
     if not repeated:
         return []
-    used = {annotation.get("category_id") for annotation in annotations}
+    used = set(_integers(annotations, "category_id").tolist())
     problems = []
     for name, ids in repeated.items():
         unused = [str(category_id) for category_id in ids if category_id not in used]
@@ -242,13 +246,19 @@ def _repeated_names(
 def _integers(records: list[dict[str, Any]], key: str) -> np.ndarray:
     """The whole numbers at `key`; the smallest integer stands for what is none, and is found in no list."""
     nothing = np.iinfo(np.int64).min
-    return np.array([value if type(value := record.get(key)) is int else nothing for record in records], np.int64)
+    return np.array([value if _is_whole(value := record.get(key)) else nothing for record in records], np.int64)
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and -_MOST <= value <= _MOST
 
 
 def _numbers(records: list[dict[str, Any]], key: str) -> np.ndarray:
-    return np.array(
-        [value if isinstance(value := record.get(key), int | float) else np.nan for record in records], np.float64
-    )
+    return np.array([value if _is_number(value := record.get(key)) else np.nan for record in records], np.float64)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, int) and -_MOST <= value <= _MOST)
 
 
 def _places(values: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -292,12 +302,13 @@ def _boxes(annotations: list[dict[str, Any]], file: Path) -> tuple[np.ndarray, l
 
 
 def _is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(isinstance(value, int | float | None) for value in box)
+    return isinstance(box, list) and len(box) == 4 and all(value is None or _is_number(value) for value in box)
 
 
 def _sizes(images: list[dict[str, Any]]) -> np.ndarray:
     sizes = np.stack([_numbers(images, "height"), _numbers(images, "width")], axis=1)
-    return np.nan_to_num(sizes, nan=0.0, posinf=0.0, neginf=0.0).astype(np.int32)
+    sizes = np.nan_to_num(sizes, nan=0.0, posinf=0.0, neginf=0.0)
+    return np.clip(sizes, 0, np.iinfo(np.int32).max).astype(np.int32)
 
 
 def _image_folder(split: CocoSplit, file_names: list[str]) -> Path:

@@ -147,7 +147,7 @@ def _names_in(folder: Path) -> frozenset[str]:
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries)
-    except OSError:
+    except (OSError, ValueError):  # not there, or a name that no folder can have
         return frozenset()
 
 

@@ -18,14 +18,17 @@ from rcnn.plain_records import ClassTable, Size
 
 @dataclass(frozen=True, kw_only=True)
 class PackedStrings:
-    """Many strings as one buffer: forked workers share it, where a list of `str` is copied by reference counts."""
+    """Many strings as one buffer: forked workers share it, where a list of `str` is copied by reference counts.
 
-    buffer: np.ndarray  # uint8, the UTF-8 bytes of all strings
+    A name of a file need not be text: bytes that are not UTF-8 are surrogates in Python's strings, and are kept.
+    """
+
+    buffer: np.ndarray  # uint8, the UTF-8 bytes of all strings, surrogates among them
     starts: np.ndarray  # int64 [N + 1]
 
     @classmethod
     def pack(cls, strings: Sequence[str]) -> PackedStrings:
-        encoded = [string.encode() for string in strings]
+        encoded = [string.encode(errors="surrogatepass") for string in strings]
         starts = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum([len(text) for text in encoded], out=starts[1:])
         return cls(buffer=np.frombuffer(b"".join(encoded), np.uint8), starts=starts)
@@ -34,7 +37,7 @@ class PackedStrings:
         return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> str:
-        return self.buffer[self.starts[index] : self.starts[index + 1]].tobytes().decode()
+        return self.buffer[self.starts[index] : self.starts[index + 1]].tobytes().decode(errors="surrogatepass")
 
 
 @dataclass(frozen=True, kw_only=True)

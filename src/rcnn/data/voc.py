@@ -154,7 +154,12 @@ def _stems(split: VocSplit, problems: list[Problem]) -> list[tuple[str, str]]:
     if split.list_file is None:
         return [(file.stem, str(file)) for file in sorted(split.annotations.glob("*.xml"))]
     stems: dict[str, str] = {}
-    for number, line in enumerate(split.list_file.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    try:
+        lines = split.list_file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(Problem(where=str(split.list_file), given=f"the file cannot be read ({error})"))
+        return []
+    for number, line in enumerate(lines, start=1):
         words, where = line.split(), f"{split.list_file}:{number}"
         if not words:
             continue
@@ -227,7 +232,7 @@ def _size(document: ElementTree.Element) -> tuple[int, int]:
         height, width = (int(float(document.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
     except (ValueError, OverflowError):
         return 0, 0
-    return (height, width) if height > 0 and width > 0 else (0, 0)
+    return (height, width) if min(height, width) > 0 and max(height, width) < 2**31 else (0, 0)
 
 
 def _read_objects(

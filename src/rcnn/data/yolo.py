@@ -77,7 +77,8 @@ def _splits_of(file: Path) -> dict[str, YoloSplit]:
 def _load(file: Path) -> Any:
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    # What YAML lets pass and Python does not: a day 2001-99-99, lists within lists, a number of thousands of digits.
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or error
@@ -119,7 +120,8 @@ def read_yolo(
     image_rows = np.array(labels.image_rows, np.int64)
     sizes = read_sizes(pictures)
     fractions = np.array(labels.boxes, np.float64).reshape(-1, 4)
-    scale = sizes[image_rows][:, [1, 0, 1, 0]].astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found below
+        boxes = fractions * sizes[image_rows][:, [1, 0, 1, 0]].astype(np.float64)
     draft = Draft(
         root=root,
         format="YOLO",
@@ -129,7 +131,7 @@ def read_yolo(
         file_names=file_names,
         sizes=sizes,
         image_rows=image_rows,
-        boxes_xyxy=fractions * scale,
+        boxes_xyxy=boxes,
         stated_xyxy=None,
         labels=own_labels,
         ignored=np.zeros(len(own_labels), bool),
@@ -142,15 +144,21 @@ def read_yolo(
 def _class_names(split: YoloSplit, problems: list[Problem]) -> tuple[str, ...]:
     stated, where = split.content["names"], f"{split.file}: names"
     if isinstance(stated, dict):
-        if sorted(stated, key=str) != sorted(range(len(stated)), key=str):
-            given = f"the class numbers are {', '.join(map(str, stated))}"
+        numbered = all(type(key) is int for key in stated) and sorted(stated) == list(range(len(stated)))
+        if not numbered:
+            given = f"the class numbers are {', '.join(map(repr, stated))}"
             problems.append(Problem(where=where, given=given, allowed=f"0 to {len(stated) - 1}, each once"))
-        stated = [stated[key] for key in sorted(stated, key=lambda key: (not isinstance(key, int), str(key).zfill(9)))]
+        stated = [stated[key] for key in (sorted(stated) if numbered else stated)]
     if not isinstance(stated, list) or not stated:
         problems.append(
             Problem(where=where, given=f"{stated!r}", allowed="a list of names, or a mapping of numbers to names")
         )
         return ()
+    problems += [
+        Problem(where=where, given=f"class {number} is {name!r}", allowed="a text", remedy="put the name in quotes")
+        for number, name in enumerate(stated)
+        if name is None or isinstance(name, bool | list | dict)  # no and yes are truth values in YAML
+    ]
     names = tuple(str(name) for name in stated)
     for name in sorted({name for name in names if names.count(name) > 1}):
         numbers = ", ".join(str(number) for number, other in enumerate(names) if other == name)
@@ -177,7 +185,7 @@ def _pictures(split: YoloSplit, problems: list[Problem]) -> list[Path]:
         elif found.is_dir():
             pictures |= dict.fromkeys(_pictures_in(found))
         else:
-            pictures |= dict.fromkeys(_listed(found))
+            pictures |= dict.fromkeys(_listed(found, f"{split.file}: {split.name}", problems))
     return [Path(os.path.abspath(picture)) for picture in pictures]
 
 
@@ -192,7 +200,7 @@ def _resolve(split: YoloSplit, place: str) -> Path | None:
     """The folder or list file meant. Roboflow writes ../train/images for train/images, which ultralytics accepts."""
     for base in _bases(split):
         for name in (place, place.removeprefix("../")):
-            if (base / name).exists():
+            if os.path.exists(base / name):
                 return base / name
     return None
 
@@ -205,9 +213,15 @@ def _pictures_in(folder: Path) -> Iterator[Path]:
                 yield Path(root, name)
 
 
-def _listed(file: Path) -> Iterator[Path]:
+def _listed(file: Path, named_by: str, problems: list[Problem]) -> Iterator[Path]:
     """The pictures that a list file names; those that begin with ./ (or are relative) are relative to the file."""
-    for line in file.read_text(encoding="utf-8-sig").splitlines():
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        given = f"{file} cannot be read as a list of pictures ({error})"
+        problems.append(Problem(where=named_by, given=given, allowed="a folder, or a text file in UTF-8"))
+        return
+    for line in lines:
         if line.strip():
             yield file.parent / line.strip().removeprefix("./")
 
@@ -220,7 +234,7 @@ def _label_file(picture: Path) -> Path:
             parts[index] = "labels"
             beside = picture.with_suffix(".txt")
             mirrored = Path(*parts).with_suffix(".txt")
-            return beside if not mirrored.exists() and beside.exists() else mirrored
+            return beside if not os.path.exists(mirrored) and os.path.exists(beside) else mirrored
     return picture.with_suffix(".txt")
 
 
@@ -237,7 +251,7 @@ def _read_labels(file: Path, row: int, num_classes: int, labels: _Labels, proble
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         return
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # not UTF-8, or a null in its name
         problems.append(Problem(where=str(file), given=f"the file cannot be read ({error})"))
         return
     labels.num_files += 1
