@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,59 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     draw_shapes_dataset(root / "data", train_images=12, val_images=5)
     rcnn.train(rcnn.recipe("quickstart", *TINY), run_folder=root / "run", data=root / "data", device="cpu")
     return Tiny(data=root / "data", run=root / "run", overrides=TINY)
+
+
+@dataclass(kw_only=True)
+class Web:
+    """A server on this machine. `files`: what it answers, by path; `cut`: paths of which half arrives; `asked`: the
+    paths that were wanted. `cache` is where torch would put what is fetched."""
+
+    address: str
+    cache: Path
+    close: Callable[[], None]
+    files: dict[str, bytes] = field(default_factory=dict)
+    cut: set[str] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
+
+    def serve(self, path: str, content: bytes) -> str:
+        """The address at which it is then found."""
+        self.files[path] = content
+        return f"{self.address}{path}"
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Web]:
+    """A live server, and an empty $TORCH_HOME, for this process and those that it starts."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            made.asked.append(self.path)
+            content = made.files.get(self.path)
+            if content is None:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2] if self.path in made.cut else content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Nothing is printed."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+
+    def close() -> None:
+        if thread.is_alive():
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    made = Web(address=f"http://127.0.0.1:{server.server_port}", cache=tmp_path / "torch/hub/checkpoints", close=close)
+    thread.start()
+    yield made
+    close()
 
 
 @pytest.fixture

@@ -219,13 +219,17 @@ def test_efficientnet_without_its_package(monkeypatch: pytest.MonkeyPatch) -> No
         efficientnet_lite0_file()
 
 
-def test_a_file_in_torchs_folder_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_torchs_folder_is_used(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's own, under its published name; one that is not whole is refused."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    # The published name of torchvision's file.
-    path = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
-    path.touch()
-    assert imagenet_file("resnet18") == path
+    path = tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth"
+    path.parent.mkdir()
+    path.symlink_to(shared / "weights" / path.name)
+    assert imagenet_file("mobilenet_v2") == path
+    path.unlink()
+    path.write_bytes((shared / "weights" / path.name).read_bytes()[:-1])
+    with pytest.raises(DownloadError, match="one that begins b0353104, by its name; delete it: it will be fetched"):
+        imagenet_file("mobilenet_v2")
 
 
 def test_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,8 +216,36 @@ def test_a_checkpoint_is_needed_to_dump(dumped, refused) -> None:
 
 
 def test_a_file_has_no_recipe(dumped, refused) -> None:
-    err = refused("eval", dumped, "detector.proposals.test.post_nms=3")
-    assert "a file of proposals has no recipe that could be changed" in err
+    err = refused("eval", dumped, "detector.proposals.test.post_nms=3", "data.flip=0", "data.classes=[star]")
+    assert "(2 problems)" in err
+    assert err.count("a file of proposals has no recipe that could be changed; allowed: data.classes and data.bad") == 2
+    assert 'class "disc" was chosen (data.classes), and the data have' in refused("eval", dumped, "data.classes=[disc]")
+    assert "star more than once" in refused("eval", dumped, "data.classes=[star,star]")
+
+
+def test_chosen_classes(tiny, dumped, rcnn_command, tmp_path: Path) -> None:
+    """Of a file as of a checkpoint, by the command or by the recipe that the file was made by: as if there were no
+    others."""
+    content = json.loads((tiny.data / "annotations/instances_val.json").read_text())
+    ids = {category["id"] for category in content["categories"] if category["name"] in ("star", "circle")}
+    boxes = [one for one in content["annotations"] if one["category_id"] in ids]
+    assert 0 < len(boxes) < 18
+    chosen, path = "data.classes=[star,circle]", tmp_path / "chosen"
+    dump = ("proposals", "dump", tiny.checkpoint, "--data", tiny.data, "-o", path, "--device", "cpu")
+    assert rcnn_command(*dump, chosen)[0] == 0
+    results = {}
+    for name, arguments in {
+        "the file": [dumped, chosen], "a file of these": [path], "all": [path, "data.classes=null"],
+        "the checkpoint": [tiny.checkpoint, chosen],
+    }.items():  # fmt: skip
+        file = tmp_path / "n.json"
+        code, _, err = rcnn_command("proposals", "eval", *arguments, "--data", tiny.data, "--json", file)
+        assert code == 0, err
+        results[name] = json.loads(file.read_text())
+    assert list(results["the file"]["classes"]) == ["star", "circle"]
+    assert results["the file"]["boxes"] == len(boxes)
+    assert results["the file"] == results["a file of these"] == results["the checkpoint"]
+    assert results["all"]["boxes"] == 18
 
 
 def test_places_that_cannot_be_written(tiny, dumped, refused, tmp_path: Path) -> None:

@@ -99,6 +99,18 @@ def test_nothing_is_held_out_where_nothing_shall_be(data) -> None:
     assert splits.notes == ("no evaluation: there is no split for it, and data.holdout is 0",)
 
 
+@pytest.mark.parametrize("splits", [("train",), ("train", "val")])
+def test_without_an_evaluation_the_same_pictures_are_trained_on(data, splits: tuple[str, ...]) -> None:
+    """The held-out ones stay unseen: `rcnn eval` judges by them later."""
+    root = data(*splits)
+    whole, blind = (read_splits(spec(root), seed=3, judged=judged) for judged in (True, False))
+    assert whole.evaluation is not None and blind.evaluation is None
+    assert names(blind.train) == names(whole.train)
+    assert [note for note in blind.notes if note not in whole.notes] == [
+        "no evaluation: evaluate.every_epochs is 0; the last checkpoint is kept, and none is the best"
+    ]
+
+
 def test_one_picture_cannot_be_shared_out(data) -> None:
     root = data("train", images=[{"id": 0, "file_name": "0.png"}], annotations=[])
     with pytest.raises(DataError, match="one picture; allowed: at least two, to train and to evaluate"):

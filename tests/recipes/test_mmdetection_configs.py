@@ -21,6 +21,7 @@ from typing import cast
 import pytest
 import torch
 
+from rcnn import download as download_of_weights
 from rcnn.config.edit import edit
 from rcnn.config.text import diff, flatten, from_yaml, to_yaml
 from rcnn.converters.convert import export_file
@@ -233,13 +234,16 @@ SMALL = (
     "train.max_steps=3",
     "evaluate.pictures=1",
 )
-ADDRESS = "fcos_r50_caffe_fpn_gn-head_1x_coco-821213aa.pth"
+MODEL = "fcos_r50_caffe_fpn_gn-head_1x_coco"
+ADDRESS = f"https://download.openmmlab.com/mmdetection/v2.0/fcos/{MODEL}/{MODEL}-821213aa.pth"
 
 
 @pytest.fixture
 def fetched_fcos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """MMDetection's FCOS of the same small size, where the file of `load_from` lies once it is fetched."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    # No file of this size has the digest that MMDetection's has in its name.
+    monkeypatch.setattr(download_of_weights, "digest_in", lambda name: None)
     sizes = {"detector.backbone.depth": 18, "detector.backbone.weights": None, "detector.neck.channels": 32}
     sizes |= {"detector.head.channels": 32, "detector.head.num_convs": 1}
     recipe = edit(RECIPES["fcos_resnet50_caffe_fpn_gn"](), sizes)
@@ -247,7 +251,7 @@ def fetched_fcos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # Names that no data of the test has, which MMDetection's file may or may not keep.
     meta = CheckpointMeta(recipe=to_yaml(recipe), classes=ClassTable(names=("cat", "dog", "horse")))
     save_weights(tmp_path / "fcos.safetensors", detector.state_dict(), meta)
-    path = tmp_path / "torch" / "hub" / "checkpoints" / ADDRESS
+    path = download_of_weights.place_of(ADDRESS)
     path.parent.mkdir(parents=True)
     export_file(tmp_path / "fcos.safetensors", path, system="mmdet")
     return path

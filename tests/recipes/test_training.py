@@ -244,6 +244,33 @@ def test_without_a_split_to_evaluate_on(tiny, train, tmp_path: Path) -> None:
     assert not blind.run.report.exists()
 
 
+def test_a_training_that_is_never_evaluated(tiny, tmp_path: Path, rcnn_command) -> None:
+    """The last checkpoint alone, trained as with evaluations, and it is said; data to evaluate on are not looked at."""
+    shutil.copytree(tiny.data, tmp_path / "data")
+    annotations = tmp_path / "data/annotations/instances_val.json"
+    whole = annotations.read_text()
+    annotations.write_text("{")
+    arguments = ["train", "quickstart", "--data", tmp_path / "data", *tiny.overrides, "evaluate.every_epochs=0"]
+    code, out, err = rcnn_command(*arguments, "-o", tmp_path / "run", "--device", "cpu")
+    assert code == 0, err
+    assert "no evaluation: evaluate.every_epochs is 0; the last checkpoint is kept, and none is the best" in err
+    run = RunFolder(tmp_path / "run")
+    assert f"checkpoint:  {run.last}" in out and f"rcnn predict {run.last}" in out and "AP" not in out
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["last.safetensors", "last.state.pt"]
+    assert [row["kind"] for row in run.rows()] == ["train"]
+    assert not run.report.exists()
+    assert_same_weights(tiny.run, run.path)
+    annotations.write_text(whole)
+    # Taken up with evaluations it has what was missing.
+    result = resume(run.path, overrides=["evaluate.every_epochs=1"], device="cpu")
+    assert (result.summary.step, result.summary.best_step) == (3, 3)
+    assert_same_weights(run.path, run.path, "best")
+    # And the other way round: a best one of before stays, and is not taken for that of the end.
+    result = resume(run.path, overrides=["evaluate.every_epochs=0", "train.max_steps=4"], device="cpu")
+    assert result.evaluation is None
+    assert [read_weights(path).meta.step for path in (run.best, run.last)] == [3, 4]
+
+
 def odd_data(root: Path) -> Path:
     """COCO data of a picture with alpha, a grey one, one of 16 bits, one turned by EXIF and one without a box."""
     rng = np.random.default_rng(0)

@@ -41,22 +41,25 @@ def without_classes(table: AnnotationTable) -> AnnotationTable:
     return replace(table, classes=OBJECT, labels=np.zeros_like(table.labels))
 
 
-def read_splits(data: DataSpec, *, seed: int) -> Splits:
-    """Both splits of the recipe's data. Class names come from the training split. Raises `DataError`."""
+def read_splits(data: DataSpec, *, seed: int, judged: bool = True) -> Splits:
+    """Both splits of the recipe's data. Class names come from the training split. Raises `DataError`.
+
+    Where the training is not `judged`, there is no evaluation, and the same pictures are trained on.
+    """
     path = data_path(data)
     layout = find_layout(path)
     train_name, evaluation_name = _training_split(layout, data), _evaluation_split(layout, data)
-    train, evaluation = _read_both(data, path, train_name, evaluation_name)
+    train, evaluation = _read_both(data, path, train_name, evaluation_name if judged else None)
     notes = [table.findings.summary() for table in (train, evaluation) if table is not None and table.findings]
-    if evaluation is None and data.holdout:
+    if evaluation_name is None and data.holdout:
         train, evaluation = hold_out(train, data.holdout, seed)
         notes.append(
             f'no split "val" or "test": {len(evaluation):,} pictures of "{train_name}" are held out for evaluation '
             f"(data.holdout={data.holdout:g})"
         )
-    elif evaluation is None:
+    elif evaluation_name is None:
         notes.append("no evaluation: there is no split for it, and data.holdout is 0")
-    elif shared := _pictures_in_both(train, evaluation):
+    elif evaluation is not None and (shared := _pictures_in_both(train, evaluation)):
         notes.append(f"{shared:,} of the {len(evaluation):,} pictures evaluated on are trained on: mind the numbers")
     if not (~train.ignored).any():
         raise DataError(
@@ -67,7 +70,9 @@ def read_splits(data: DataSpec, *, seed: int) -> Splits:
             )
         )
     train = _without_empty(train, notes) if data.skip_empty else train
-    return Splits(train=train, evaluation=evaluation, notes=tuple(notes))
+    if not judged:
+        notes.append("no evaluation: evaluate.every_epochs is 0; the last checkpoint is kept, and none is the best")
+    return Splits(train=train, evaluation=evaluation if judged else None, notes=tuple(notes))
 
 
 def has_evaluation(data: DataSpec) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from rcnn.data.loading import BatchLoader, build_eval_loader, build_train_loader
@@ -127,10 +128,12 @@ def refuse_misplaced_proposals(recipe: Recipe) -> None:
         allowed = "a file of proposals for these pictures"
         remedy = "rcnn proposals dump CHECKPOINT --data DIR writes one"
     given = {"train_proposals": recipe.data.train_proposals, "eval_proposals": recipe.data.eval_proposals}
+    judged = recipe.evaluate.every_epochs > 0
     problems = [
         Problem(where=f"data.{field}", given=path or "null", allowed=allowed, remedy=remedy)
         for field, path in given.items()
-        if wanted != (path is not None) and (path or field == "train_proposals" or has_evaluation(recipe.data))
+        if wanted != (path is not None)
+        and (path or field == "train_proposals" or (judged and has_evaluation(recipe.data)))
     ]
     if problems:
         raise RecipeError(problems)
@@ -163,4 +166,4 @@ def _missing_scores(recipe: Recipe, file: ProposalFile) -> list[Problem]:
 
 def _given_proposals(path: str | None, table: AnnotationTable) -> TableProposals | None:
     """Raises `DataError` where the file is not of these pictures."""
-    return None if path is None else open_proposals(Path(path).expanduser(), table)
+    return None if path is None else open_proposals(Path(os.path.expanduser(path)), table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from rcnn.detectors.first_stage import ProposalDetector
 from rcnn.detectors.one_stage import OneStageDetector
 from rcnn.detectors.pyramid import AbstractPyramidDetector
 from rcnn.detectors.two_stage import TwoStageDetector
+from rcnn.download import is_url
 from rcnn.errors import CheckpointError, Problem, SetupError
 from rcnn.necks.fpn import FPN
 from rcnn.necks.interface import AbstractNeck
@@ -53,6 +54,7 @@ from rcnn.recipes.region_models import build_roi, build_soft_nms, optional_norm
 from rcnn.recipes.regions import (
     VGGHeadSpec,
 )
+from rcnn.recipes.starts import file_of_start
 from rcnn.roi.res5_head import Res5Head
 from rcnn.roi.stage import RoIStage
 from rcnn.transforms.batching import ImageNormalizer
@@ -145,14 +147,17 @@ def build_backbone(spec: BackboneSpec) -> AbstractBackbone:
             return TimmBackbone(name=spec.name, norm=spec.norm, frozen_stages=spec.frozen_stages)
 
 
+_WEIGHTS = "detector.backbone.weights"
+
+
 def load_imagenet(backbone: AbstractBackbone, spec: BackboneSpec) -> dict[str, Tensor]:
     """Start the backbone from the weights that the recipe names; what belongs to a classifier comes back."""
-    if spec.weights is None:
-        return {}
     if isinstance(spec, TimmSpec) and spec.weights == "imagenet":
         tensors = imagenet_tensors(spec.name)
+    elif (file := backbone_file(spec)) is not None:
+        tensors = read_tensors(file)
     else:
-        tensors = read_tensors(_weights_file(spec))
+        return {}
     target: nn.Module = backbone
     if isinstance(backbone, TimmBackbone):
         target = backbone.body
@@ -160,19 +165,26 @@ def load_imagenet(backbone: AbstractBackbone, spec: BackboneSpec) -> dict[str, T
     return load_backbone(target, tensors, where=str(spec.weights))
 
 
-def _weights_file(spec: BackboneSpec) -> Path:
-    assert spec.weights is not None
-    if "://" in spec.weights:
+def _unsaid(text: str) -> None:
+    """Nobody is told."""
+
+
+def backbone_file(spec: BackboneSpec, *, say: Callable[[str], None] = _unsaid) -> Path | None:
+    """The file that the backbone starts from, fetched where it is not at hand; None where it starts from random
+    numbers, or timm has the weights. Raises `CheckpointError`, `DownloadError`, `SetupError`."""
+    if spec.weights is None:
+        return None
+    if "://" in spec.weights and not is_url(spec.weights):
         raise CheckpointError(
             Problem(
-                where="detector.backbone.weights",
+                where=_WEIGHTS,
                 given=spec.weights,
-                allowed="imagenet, a file, or null",
-                remedy="fetch the file and name it: detector.backbone.weights=FILE; null starts from random numbers",
+                allowed="imagenet, a file, its address (https://...), or null",
+                remedy=f"fetch the file and name it: {_WEIGHTS}=FILE; null starts from random numbers",
             )
         )
     if spec.weights != "imagenet":
-        return Path(spec.weights).expanduser()
+        return file_of_start(spec.weights, setting=_WEIGHTS, say=say)
     match spec:
         case ResNetSpec():
             grouped = f"resnext{spec.depth}_{spec.groups}x{spec.group_width}d"
@@ -181,8 +193,10 @@ def _weights_file(spec: BackboneSpec) -> Path:
             return imagenet_file("vgg16")
         case MobileNetSpec():
             return imagenet_file(f"mobilenet_{spec.version}")
-        case _:
+        case EfficientNetLite0Spec():
             return efficientnet_lite0_file()
+        case TimmSpec():
+            return None
 
 
 # Our layer and its place in VGG16's classifier.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rcnn.atomic_file import refuse_unwritable
-from rcnn.config.text import to_yaml
-from rcnn.data.folder import describe, find_layout, read_dataset, resolve_split
+from rcnn.config.text import from_yaml, to_yaml
+from rcnn.data.folder import describe
 from rcnn.data.proposals import (
     KIND,
     ProposalFile,
@@ -38,6 +38,8 @@ from rcnn.proposals import ProposalFilter
 from rcnn.recipes.checkpoints import read_detector
 from rcnn.recipes.datasets import read_evaluation
 from rcnn.recipes.loaders import build_loader_for_evaluation
+from rcnn.recipes.recipe import Recipe
+from rcnn.recipes.resolve import resolve_recipe
 from rcnn.records import ImageBatch, Proposals
 
 # A one-stage detector's recipe has no first stage: RPN's usual choices. Its levels may see the same object.
@@ -103,20 +105,17 @@ def evaluate_proposals(
 ) -> ProposalEvaluation:
     """Judges the proposals of a file, or those that a checkpoint makes; under torchrun every process has the result.
 
-    A file is judged on the pictures that it is about, or on those of `split`, all of which it must have. Raises
-    `DataError`, `ImageError`, `CheckpointError`, `RecipeError`, `SetupError`.
+    A file is judged on the pictures that it is about, or on those of `split`, all of which it must have; `overrides`
+    say there how the data are read. Raises `DataError`, `ImageError`, `CheckpointError`, `RecipeError`, `SetupError`.
     """
     if not is_proposal_file(source):
         run = _Run(source, data=data, split=split, overrides=overrides, device=device, progress=progress)
         judge = _Judge(run.truth, counts=counts, pairing=pairing)
         run.through(judge.add)
         return judge.result()
-    if overrides:
-        given = "a file of proposals has no recipe that could be changed"
-        raise RecipeError(Problem(where=overrides[0], given=given, allowed="changes to the recipe of a checkpoint"))
     shown = progress or SilentProgress()
     file = ProposalFile(source)
-    truth = _truth_for(file, data, split, shown)
+    truth = _truth_for(file, data, split, overrides, shown)
     proposals = TableProposals(file, truth)
     file.verify()
     judge = _Judge(truth, counts=counts, pairing=pairing)
@@ -149,16 +148,46 @@ def proposer_of(detector: AbstractPyramidDetector) -> Callable[[ImageBatch], lis
     raise SetupError(Problem(where="detector", given=f"a {type(detector).__name__}, which has no proposals"))
 
 
-def _truth_for(file: ProposalFile, data: str, split: str | None, shown: AbstractProgress) -> AnnotationTable:
-    """The pictures that a file is judged on."""
-    everything = read_dataset(data, split=resolve_split(find_layout(data), split or file.split))
+# How annotations are read, which is all that there is to choose where proposals are judged that were made before.
+_OF_DATA = ("data.classes", "data.bad_boxes")
+
+
+def _truth_for(
+    file: ProposalFile, data: str, split: str | None, overrides: Sequence[str], shown: AbstractProgress
+) -> AnnotationTable:
+    """The pictures that a file is judged on, with the classes that were chosen."""
+    problems = [
+        Problem(
+            where=override,
+            given="a file of proposals has no recipe that could be changed",
+            allowed=f"{' and '.join(_OF_DATA)}; with a checkpoint in its place any",
+        )
+        for override in overrides
+        if override.partition("=")[0].strip() not in _OF_DATA
+    ]
+    if problems:
+        raise RecipeError(problems)
+    recipe = resolve_recipe(_recipe_behind(file, shown), overrides).spec
+    judged = read_evaluation(data, split=split or file.split, classes=None, recipe=recipe)
+    everything = judged.truth
     truth = everything if split else pictures_of_file(file, everything)
-    shown.noted(describe(truth))
-    if truth.findings:
-        shown.noted(truth.findings.summary())
+    for line in (describe(truth), *judged.notes):
+        shown.noted(line)
     if len(truth) < len(everything):
         shown.noted(f"these are the pictures of the file; the split has {len(everything):,}")
     return truth
+
+
+def _recipe_behind(file: ProposalFile, shown: AbstractProgress) -> Recipe:
+    """That of the detector which made the proposals: a file is judged as its checkpoint is. Else an empty one."""
+    text = file.origin.recipe
+    try:
+        return from_yaml(text, Recipe) if text else Recipe(expected="", source="")
+    except RecipeError:
+        shown.noted(
+            f"the recipe in it, of rcnn {file.version}, is another version's: data.classes is not taken from it"
+        )
+        return Recipe(expected="", source="")
 
 
 class _Run:

@@ -65,7 +65,7 @@ class ResNetSpec(Spec):
     frozen_stages: Stages = 2
     """Leading stages that are not trained, the stem counted as one."""
     weights: str | None = "imagenet"
-    """"imagenet", a file of torchvision's layout, or null to start from random numbers."""
+    """"imagenet", a file of torchvision's layout or its address, or null to start from random numbers."""
 
 
 class VGG16Spec(Spec):
@@ -99,7 +99,7 @@ class TimmSpec(Spec):
     norm: Literal["frozen", "batch", "sync"] = "frozen"
     frozen_stages: Stages = 0
     weights: str | None = "imagenet"
-    """"imagenet" fetches timm's weights; a file of timm's layout; or null."""
+    """"imagenet" fetches timm's weights; a file of timm's layout, or its address; or null."""
 
 
 BackboneSpec = ResNetSpec | VGG16Spec | MobileNetSpec | EfficientNetLite0Spec | TimmSpec
@@ -338,7 +338,8 @@ class EvaluateSpec(Spec):
     metric: Literal["coco", "voc", "proposals"] = "coco"
     """Which evaluation chooses the best checkpoint: AP, mAP, or AR@1000 of a first stage's proposals."""
     voc_interpolation: Literal["11_points", "area"] = "area"
-    every_epochs: Positive = 1
+    every_epochs: NotNegative = 1
+    """After every so many epochs and at the end; 0: never, and the last checkpoint is the only one."""
     pictures: NotNegative = 8
     """How many pictures of predictions each evaluation leaves."""
 

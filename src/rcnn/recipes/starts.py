@@ -5,12 +5,13 @@ Files of other systems are read by what the application gives (`ReadStart`): rec
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rcnn.config.text import flatten
-from rcnn.download import fetch_weights, is_url, place_of
+from rcnn.download import fetch_weights, is_url
 from rcnn.engine.checkpoint import Checkpoint, read_weights
 from rcnn.errors import CheckpointError, Problem
 from rcnn.recipes.recipe import Recipe
@@ -37,22 +38,22 @@ def read_own_start(path: Path) -> StartFile:
 def file_of_start(name: str, *, setting: str, say: Callable[[str], None]) -> Path:
     """The file that a setting names, fetched where it is an address. Raises `DownloadError`."""
     if not is_url(name):
-        return Path(name).expanduser()
-    there = place_of(name).is_file()
-    say(f"{name}: {'was fetched before' if there else 'is being fetched'} ({place_of(name)})")
-    return fetch_weights(name, otherwise=f"name a file: {setting}=FILE")
+        return Path(os.path.expanduser(name))
+    return fetch_weights(name, otherwise=f"name a file: {setting}=FILE", say=say)
 
 
-def read_start(path: Path, *, setting: str, read: ReadStart) -> StartFile:
-    """The file as a start. Raises `CheckpointError` that says which setting names it, and what may be done."""
+def read_start(name: str, path: Path, *, setting: str, read: ReadStart) -> StartFile:
+    """The file of that name or address as a start. Raises `CheckpointError` that says which setting names it, and what
+    may be done."""
     try:
         return read(path)
     except CheckpointError as error:
+        remedy = "what it cannot tell, say to rcnn convert FILE -o OUT.safetensors, and start from OUT; null: none"
         problem = Problem(
             where=setting,
-            given=str(path),
+            given=name,
             allowed="a checkpoint of a detector: of rcnn, or one that rcnn convert reads",
-            remedy="what it cannot tell, say to rcnn convert FILE -o OUT.safetensors, and start from OUT; null: none",
+            remedy=f"{remedy}; to fetch it again, delete {path}" if is_url(name) else remedy,
         )
         raise CheckpointError((problem, *error.problems)) from error
 

@@ -41,7 +41,7 @@ from rcnn.recipes.loaders import (
     refuse_misplaced_proposals,
     refuse_unfit_proposals,
 )
-from rcnn.recipes.models import build_detector
+from rcnn.recipes.models import backbone_file, build_detector
 from rcnn.recipes.recipe import AdamSpec, FirstStageSpec, MultiStepSpec, OptimizerSpec, Recipe, SGDSpec, TrainSpec
 from rcnn.recipes.resolve import resolve_recipe
 from rcnn.recipes.starts import ReadStart, StartFile, file_of_start, read_own_start, read_start
@@ -106,6 +106,10 @@ def _started_detector(recipe: Recipe, prepared: _Prepared, read: ReadStart) -> A
     classes = prepared.splits.train.classes
     whole, part = recipe.train.init_from, first_stage_start(recipe.detector)
     from_imagenet = whole is None and part is None
+    if from_imagenet:
+        # Fetched by the first process, where it has to be, before all read it.
+        find = partial(backbone_file, recipe.detector.backbone, say=prepared.progress.noted)
+        on_first_process(prepared.accelerator, find)
     detector = build_detector(recipe.detector, num_classes=len(classes), pretrained=from_imagenet)
     lines: list[str] = []
     if whole is not None:
@@ -120,12 +124,9 @@ def _started_detector(recipe: Recipe, prepared: _Prepared, read: ReadStart) -> A
 def _read_start(name: str, setting: str, prepared: _Prepared, read: ReadStart) -> StartFile:
     """By every process for itself, once the first one has fetched what has to be fetched."""
     find = partial(file_of_start, name, setting=setting, say=prepared.progress.noted)
-    on_first_process(prepared.accelerator, find)
-    return read_start(file_of_start(name, setting=setting, say=_silent), setting=setting, read=read)
-
-
-def _silent(text: str) -> None:
-    """The first process has said it."""
+    path = on_first_process(prepared.accelerator, find)
+    # Elsewhere than on the first one's machine it may have to be fetched once more.
+    return read_start(name, path if path.exists() else find(), setting=setting, read=read)
 
 
 def resume(
@@ -181,7 +182,7 @@ def _prepare(recipe: Recipe, device: Device, progress: AbstractProgress | None) 
     per_process(recipe, accelerator.num_processes)  # a batch that cannot be shared out is told before the data are read
     _refuse_recall_of_detections(recipe)
     refuse_misplaced_proposals(recipe)
-    splits = read_splits(recipe.data, seed=recipe.train.seed)
+    splits = read_splits(recipe.data, seed=recipe.train.seed, judged=recipe.evaluate.every_epochs > 0)
     refuse_unfit_proposals(recipe, train=splits.train, evaluation=splits.evaluation)
     if isinstance(recipe.detector, FirstStageSpec):
         evaluation = None if splits.evaluation is None else without_classes(splits.evaluation)
