@@ -242,13 +242,7 @@ def _training(root: Part, train: Loader, *, is_old: bool) -> _Trained:
         rule = steps.part("paramwise_cfg")
         optimizer_spec = optimizer(steps, rule)
         config = root.part("optimizer_config")
-        config.only("type", "OptimizerHook", "Fp16OptimizerHook")
-        around = Wrapper(
-            clip_norm=clip_norm(config, "grad_clip"),
-            precision="fp16" if isinstance(root.take("fp16"), Section) else "float32",
-            accumulate=1,
-        )
-        config.close()
+        around = _old_wrapper(root, config)
         schedule: Schedule = learning_rate(root.part("lr_config"), loop, optimizer_spec.lr)
     else:
         optimizer_spec, around = wrapper(root.part("optim_wrapper"))
@@ -262,17 +256,32 @@ def _training(root: Part, train: Loader, *, is_old: bool) -> _Trained:
     return _Trained(spec=spec, every_epochs=loop.every_epochs)
 
 
+def _old_wrapper(root: Part, config: Part) -> Wrapper:
+    """`optimizer_config` and `fp16` (2.x)."""
+    config.only("type", "OptimizerHook", "Fp16OptimizerHook")
+    half = [config] if config.peek("type") == "Fp16OptimizerHook" else root.parts("fp16")
+    for part in half:
+        if part.peek("loss_scale", "dynamic") != "dynamic":
+            part.differs("loss_scale", "the scale of the loss is dynamic here")
+        part.ignore("dynamic here as well", "loss_scale")
+    around = Wrapper(clip_norm=clip_norm(config, "grad_clip"), precision="fp16" if half else "float32", accumulate=1)
+    for part in (*half, config):
+        part.close()
+    return around
+
+
 def _loop(root: Part, train: Loader) -> Loop:
     """`train_cfg` (3.x)."""
     part = root.part("train_cfg")
-    by_steps = part.kind("EpochBasedTrainLoop") == "IterBasedTrainLoop" or "max_iters" in part
-    if part.peek("type", "EpochBasedTrainLoop") not in {"EpochBasedTrainLoop", "IterBasedTrainLoop"}:
+    kind = part.kind("EpochBasedTrainLoop")
+    by_steps = kind == "IterBasedTrainLoop" or "max_iters" in part
+    if kind not in {"EpochBasedTrainLoop", "IterBasedTrainLoop"}:
         part.refuse("type", "EpochBasedTrainLoop or IterBasedTrainLoop")
     part.only("by_epoch", not by_steps)
     length = part.whole("max_iters" if by_steps else "max_epochs", 0)
     if length < 1:
         raise part.fail("max_iters" if by_steps else "max_epochs", ("a whole number, at least 1",))
-    every = max(part.whole("val_interval", 1), 1)
+    every = part.count("val_interval", 1)
     part.ignore("evaluation begins with the first interval", "val_begin")
     part.close()
     return Loop(length=length, unit="steps" if by_steps else "epochs", evaluated_every=every, repeats=train.repeats)
@@ -331,7 +340,7 @@ _IGNORED = {
         ("tta_model", "tta_pipeline"), "pictures are seen once in evaluation; this is used on demand alone"
     ),
 }
-_HARMLESS_HOOKS = {"NumClassCheckHook", "CheckInvalidLossHook", "MemoryProfilerHook"}
+_HARMLESS_HOOKS = ("NumClassCheckHook", "CheckInvalidLossHook", "MemoryProfilerHook")
 # What MMDetection reads; all other names on the top level are variables of the file.
 _READ = {"custom_imports", "custom_hooks", "resume", "resume_from", "fp16", "compile", "plugins", "data", "runner"}
 

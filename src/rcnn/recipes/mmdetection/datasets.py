@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rcnn.recipes.mmdetection.ledger import Part
@@ -46,7 +46,7 @@ def loader(part: Part) -> Loader:
     groups.ignore(FIXED, "drop_last")
     groups.close()
     batch, workers = part.whole("batch_size", 1), part.whole("num_workers", 0)
-    found = dataset(part.part("dataset"), batch=batch, workers=workers, grouped=bool(groups.section))
+    found = dataset(part.part("dataset"), batch=batch, workers=workers, grouped=bool(groups.section), is_old=False)
     part.close()
     return found
 
@@ -59,20 +59,20 @@ def old_loaders(part: Part) -> tuple[Loader, Loader]:
         each = inner.whole("samples_per_gpu", each[0]), inner.whole("workers_per_gpu", each[1])
         inner.ignore("a matter of speed", *inner.section)
     part.ignore("the evaluation of a run is that of val", "test")
-    train = dataset(part.part("train"), batch=each[0], workers=each[1], grouped=True)
-    evaluation = dataset(part.part("val"), batch=1, workers=each[1], grouped=False)
+    train = dataset(part.part("train"), batch=each[0], workers=each[1], grouped=True, is_old=True)
+    evaluation = dataset(part.part("val"), batch=1, workers=each[1], grouped=False, is_old=True)
     part.close()
     return train, evaluation
 
 
-def dataset(part: Part, *, batch: int, workers: int, grouped: bool) -> Loader:
+def dataset(part: Part, *, batch: int, workers: int, grouped: bool, is_old: bool) -> Loader:
     """A dataset; RepeatDataset around it makes each epoch longer."""
     kind = part.kind()
     if kind == "RepeatDataset":
-        inner = dataset(part.part("dataset"), batch=batch, workers=workers, grouped=grouped)
-        times = max(part.whole("times", 1), 1)
+        inner = dataset(part.part("dataset"), batch=batch, workers=workers, grouped=grouped, is_old=is_old)
+        times = part.count("times", 1)
         part.close()
-        return Loader(**{**inner.__dict__, "repeats": inner.repeats * times})
+        return replace(inner, repeats=inner.repeats * times)
     if kind not in _DATASETS:
         part.refuse("type", f"the data are those of {' or '.join(_DATASETS)}, or RepeatDataset of one")
     part.ignore(_FILES, "ann_file", "data_prefix", "img_prefix", "ann_subdir", "img_subdir")
@@ -80,7 +80,8 @@ def dataset(part: Part, *, batch: int, workers: int, grouped: bool) -> Loader:
     part.ignore("files of proposals are written by rcnn proposals dump: data.train_proposals", "proposal_file")
     classes = _classes(part)
     root = part.take("data_root")
-    skip = part.truth("filter_empty_gt", True) and not part.peek("test_mode", False)
+    # Version 3 leaves out what its filter_cfg says, and nothing without one.
+    skip = is_old and part.truth("filter_empty_gt", True) and not part.peek("test_mode", False)
     rules = part.part("filter_cfg")
     if rules.section:
         skip = rules.truth("filter_empty_gt", False)
@@ -143,7 +144,7 @@ def data_spec(train: Loader, *, train_divisor: int | None) -> DataSpec:
     return DataSpec(
         path=train.root,
         classes=train.classes,
-        flip=min(max(found.flip, 0.0), 1.0),
+        flip=found.flip,
         short_sides=sides,
         short_side_draw="between" if sides is not None and found.drawn_between else "listed",
         jitter=jitter,
@@ -179,7 +180,7 @@ def _coco(part: Part, metric: Metric, *, first_stage: bool) -> Metric:
     given = part.take("metric")
     names = given if isinstance(given, list) else [given]
     for name in names:
-        if name in {"proposal", "proposal_fast"} and first_stage:
+        if name in ("proposal", "proposal_fast") and first_stage:
             metric = "proposals"
         elif name == "bbox":
             # What a first stage finds has no classes: its recall stands for it.

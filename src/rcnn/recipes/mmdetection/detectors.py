@@ -71,7 +71,7 @@ def _one_stage(model: Part, training: Part, testing: Part, found: Trunk, around:
         backbone=found.backbone,
         neck=found.neck,
         head=head,
-        pre_nms=testing.whole("nms_pre", 1000),
+        pre_nms=testing.count("nms_pre", 1000),
         score_threshold=float(testing.number("score_thr", 0.05)),
         nms_iou=overlap,
         soft_nms=soft,
@@ -150,12 +150,12 @@ def _proposal_filter(part: Part, scope: str) -> _ProposalFilter:
     if soft is not None:
         part.refuse("nms", "proposals pass plain NMS here")
     across = part.truth("nms_across_levels", scope == "joint")
-    before = part.whole("nms_pre", 1000)
-    after = part.whole("max_per_img", part.whole("max_num", part.whole("nms_post", before)))
+    before = part.count("nms_pre", 1000)
+    after = part.count("max_per_img", part.count("max_num", part.count("nms_post", before)))
     if part.whole("nms_post", after) < after:
         part.refuse("nms_post", "each level gives as many as it has after NMS")
     found = _ProposalFilter(
-        count=ProposalCountSpec(pre_nms=max(before, 1), post_nms=max(after, 1)),
+        count=ProposalCountSpec(pre_nms=before, post_nms=after),
         nms_iou=overlap,
         scope="joint" if across else "level",
         min_side_px=min_side_px(part, 0.0),

@@ -14,7 +14,7 @@ from rcnn.recipes.heads import (
     RetinaNetSpec,
     RPNSpec,
 )
-from rcnn.recipes.mmdetection.ledger import Part
+from rcnn.recipes.mmdetection.ledger import Part, is_number
 from rcnn.recipes.mmdetection.parts import (
     DERIVED,
     anchors,
@@ -151,10 +151,10 @@ def _range_strides(head: Part, trunk: Trunk) -> float:
     given = head.take("regress_ranges")
     if given is None:
         return 8.0
-    ends = [each[1] for each in given if isinstance(each, list) and len(each) == 2] if isinstance(given, list) else []
-    if len(ends) == len(trunk.strides_px) and all(isinstance(end, int | float) for end in ends):
+    fits = isinstance(given, list) and len(given) == len(trunk.strides_px)
+    if fits and all(isinstance(pair, list) and len(pair) == 2 and all(map(is_number, pair)) for pair in given):
+        starts, ends = [pair[0] for pair in given], [pair[1] for pair in given]
         factors = {end / stride for end, stride in zip(ends[:-1], trunk.strides_px[:-1], strict=True)}
-        starts = [each[0] for each in given]
         if len(factors) == 1 and ends[-1] >= 1e8 and starts[1:] == ends[:-1] and starts[0] <= 0:
             return float(factors.pop())
     head.refuse("regress_ranges", "each level ends where the next begins, at the same number of its strides")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,10 +74,13 @@ class Part:
         return self.section.get(key, default)
 
     def number(self, key: str, default: float) -> float:
-        return self._typed(key, default, _is_number, "a number")
+        return self._typed(key, default, is_number, "a number")
 
     def whole(self, key: str, default: int) -> int:
         return self._typed(key, default, lambda value: type(value) is int, "a whole number")
+
+    def count(self, key: str, default: int) -> int:
+        return self._typed(key, default, lambda value: type(value) is int and value >= 1, "a whole number above 0")
 
     def truth(self, key: str, default: bool) -> bool:
         return self._typed(key, default, lambda value: isinstance(value, bool), "True or False")
@@ -90,9 +94,17 @@ class Part:
         if value is None:
             return tuple(default)
         values = value if isinstance(value, Items) else [value]
-        if values and all(_is_number(each) for each in values):
+        if values and all(is_number(each) for each in values):
             return tuple(values)
         self.refuse(key, "a list of numbers is wanted")
+        return tuple(default)
+
+    def wholes(self, key: str, default: Sequence[int]) -> tuple[int, ...]:
+        """A list of whole numbers; one alone is a list of one."""
+        values = self.numbers(key, default)
+        if all(type(each) is int for each in values):
+            return tuple(map(int, values))
+        self.refuse(key, "whole numbers are wanted")
         return tuple(default)
 
     def part(self, key: str) -> Part:
@@ -185,8 +197,8 @@ class Part:
         return default
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _plain(value: Any) -> str:

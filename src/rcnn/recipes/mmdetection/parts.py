@@ -27,6 +27,7 @@ FIXED = "has no effect on what is computed"
 POSITIVE_SIDE_PX = 1e-9
 _UNIT = (1.0, 1.0, 1.0, 1.0)
 _RATIO_CLIP = 16 / 1000
+_MOST_PER_OCTAVE = 100
 
 BoxLoss = BoxLossSpec | DecodedBoxLossSpec
 
@@ -42,10 +43,12 @@ def anchors(part: Part, strides_px: Sequence[int]) -> AnchorSpec:
     part.only("base_sizes", None, list(strides_px))
     ratios = part.numbers("ratios", (0.5, 1.0, 2.0))
     base = part.number("octave_base_scale", 0)
-    per_octave = part.whole("scales_per_octave", 1)
+    per_octave = part.count("scales_per_octave", 1)
+    if per_octave > _MOST_PER_OCTAVE:
+        raise part.fail("scales_per_octave", [f"at most {_MOST_PER_OCTAVE}"])
     scales = part.numbers("scales", (8.0,))
     if base:
-        scales = tuple(base * 2 ** (i / max(per_octave, 1)) for i in range(max(per_octave, 1)))
+        scales = tuple(base * 2 ** (i / per_octave) for i in range(per_octave))
     part.close()
     sizes = tuple(tuple(float(stride * scale) for scale in scales) for stride in strides_px)
     return AnchorSpec(sizes_px=sizes, heights_over_widths=tuple(map(float, ratios)))
@@ -111,7 +114,9 @@ def iou_matcher(part: Part) -> MatcherSpec:
 def ignore_share(part: Part) -> float | None:
     """What of a reference must lie in an ignore region; None where the config leaves these regions unused."""
     threshold = part.number("ignore_iof_thr", -1)
-    if threshold > 0:
+    if threshold > 1:
+        part.refuse("ignore_iof_thr", "a share of a box, at most 1")
+    elif threshold > 0:
         return float(threshold)
     part.ignore("what lies in regions marked as ignored is not trained as background here", "ignore_iof_thr")
     return None

@@ -83,7 +83,7 @@ def _step(found: Pipeline, part: Part) -> None:
             found.image = colours(part, found.image, rgb=part.truth("to_rgb", True))
             found.colours_given = True
         case "Pad":
-            found.image = found.image.model_copy(update={"divisor": max(part.whole("size_divisor", 1), 1)})
+            found.image = found.image.model_copy(update={"divisor": part.count("size_divisor", 1)})
         case "FilterAnnotations":
             part.differs("min_gt_bbox_wh", "a picture without a box after its crop is trained on, not drawn anew")
             part.ignore(FIXED, "keep_empty", "by_box", "by_mask", "min_gt_mask_area")
@@ -101,7 +101,7 @@ def _opened(found: Pipeline, part: Part, kind: str) -> None:
         scale = part.take("img_scale")
         _set_scale(found, part, "img_scale", _scales(scale))
     for each in inner:
-        if kind == "MultiScaleFlipAug" and each.peek("type") in {"Resize", "RandomFlip"}:
+        if kind == "MultiScaleFlipAug" and each.peek("type") in ("Resize", "RandomFlip"):
             each.ignore("the scale is that of MultiScaleFlipAug, without a flip", *each.section)
         else:
             _step(found, each)
@@ -146,11 +146,11 @@ def _resize(found: Pipeline, part: Part) -> None:
     if part.peek("keep_ratio") is not True:
         part.refuse("keep_ratio", "pictures keep their shape: keep_ratio=True")
     scales = _scales(part.take(key))
-    mode = part.text("multiscale_mode", "range")
+    part.only("multiscale_mode", "range", "value")
     if _set_scale(found, part, key, scales):
         _factors(found, part)
         if len(scales) > 1:
-            _draw(found, part, scales, between=mode == "range")
+            _draw(found, part, scales, between=part.peek("multiscale_mode", "range") == "range")
     _kernel(found, part)
 
 
@@ -181,11 +181,11 @@ def _factors(found: Pipeline, part: Part) -> None:
 
 
 def _crop(found: Pipeline, part: Part) -> None:
-    size = part.numbers("crop_size", (0, 0))
+    size = part.wholes("crop_size", (0, 0))
     if part.text("crop_type", "absolute") not in {"absolute", "absolute_range"} or len(set(size)) != 1 or size[0] < 1:
         part.refuse("crop_size", "a square of so many pixels (crop_type absolute)")
         return
-    found.crop_px = int(size[0])
+    found.crop_px = size[0]
     part.only("allow_negative_crop", True, why="a part of a picture without a box is trained on")
     part.ignore("there are no masks here", "recompute_bbox")
     part.only("bbox_clip_border", True)
@@ -198,12 +198,12 @@ def fixed_padding_px(augments: list[Part]) -> int | None:
         if part.kind() != "BatchFixedSizePad":
             part.refuse_whole("batches are only padded here (BatchFixedSizePad)")
             continue
-        sides = part.numbers("size", (1, 1))
+        sides = part.wholes("size", (1, 1))
         part.only("img_pad_value", 0)
         part.ignore("there are no masks here", "pad_mask", "mask_pad_value", "pad_seg", "seg_pad_value")
         if len(set(sides)) != 1:
             part.refuse("size", "a square")
         else:
-            size = int(sides[0])
+            size = sides[0]
         part.close()
     return size

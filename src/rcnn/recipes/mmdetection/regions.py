@@ -58,7 +58,7 @@ def regions(head: Part, training: list[Part], testing: Part, trunk: Trunk) -> Ro
     steps = [_training(part) for part in training]
     if kind == "StandardRoIHead":
         return _single(head, pooling, stages, steps, filters)
-    stages = stages * count if len(stages) == 1 else stages
+    stages = stages * len(steps) if len(stages) == 1 else stages
     if not len(stages) == len(steps) == len(weights) == count:
         raise head.fail(
             "num_stages", [f"{len(stages)} box heads, {len(steps)} of train_cfg.rcnn, {len(weights)} weights"]
@@ -151,10 +151,10 @@ def _pooling(head: Part, trunk: Trunk, *, halved: bool) -> PoolingSpec:
     )
     layer = extractor.part("roi_layer")
     kind = layer.kind()
-    size = layer.numbers("output_size", (7,))
+    size = layer.wholes("output_size", (7,))
     if len(set(size)) != 1:
         layer.refuse("output_size", "regions are square here")
-    side = int(size[0])
+    side = size[0]
     layer.ignore(FIXED, "use_torchvision")
     pooling: PoolingSpec
     if kind == "RoIPool":

@@ -82,8 +82,8 @@ def wrapper(part: Part) -> tuple[OptimizerSpec, Wrapper]:
         part.only("loss_scale", "dynamic")
         half = part.text("dtype", "float16")
         precision = "bf16" if half == "bfloat16" else "fp16"
-    accumulate = part.whole("accumulative_counts", 1)
-    found = Wrapper(clip_norm=clip_norm(part, "clip_grad"), precision=precision, accumulate=max(accumulate, 1))
+    accumulate = part.count("accumulative_counts", 1)
+    found = Wrapper(clip_norm=clip_norm(part, "clip_grad"), precision=precision, accumulate=accumulate)
     spec = optimizer(part.part("optimizer"), part.part("paramwise_cfg"))
     part.close()
     return spec, found
@@ -150,21 +150,21 @@ class Schedule:
 
 def schedulers(parts: list[Part], loop: Loop, rate: float) -> Schedule:
     """`param_scheduler` (3.x)."""
-    warm_up, spec = None, MultiStepSpec(milestones=())
+    warm_up, spec = None, None
     for part in parts:
         kind = part.kind()
         by_epoch = part.truth("by_epoch", True)
         part.ignore(FIXED, "convert_to_iter_based", "verbose")
-        if kind in {"LinearLR", "ConstantLR"} and not by_epoch and part.number("begin", 0) == 0:
+        if kind in {"LinearLR", "ConstantLR"} and not by_epoch and part.number("begin", 0) == 0 and warm_up is None:
             warm_up = _warm_up(part, kind)
-        elif kind == "MultiStepLR" and by_epoch == (loop.unit == "epochs"):
+        elif kind == "MultiStepLR" and by_epoch == (loop.unit == "epochs") and spec is None:
             spec = _multi_step(part, loop)
-        elif kind == "CosineAnnealingLR" and by_epoch == (loop.unit == "epochs"):
-            spec = _cosine(part, rate)
+        elif kind == "CosineAnnealingLR" and by_epoch == (loop.unit == "epochs") and spec is None:
+            spec = _cosine(part, loop, rate)
         else:
             part.refuse_whole("a warm-up by iterations, then MultiStepLR or CosineAnnealingLR over the whole training")
         part.close()
-    return Schedule(spec=spec, warm_up=warm_up)
+    return Schedule(spec=spec or MultiStepSpec(milestones=()), warm_up=warm_up)
 
 
 def _warm_up(part: Part, kind: str) -> WarmUpSpec | None:
@@ -193,9 +193,12 @@ def multi_step(steps: list[float], length: int, gamma: float) -> MultiStepSpec:
     return MultiStepSpec(milestones=tuple(step / length for step in steps if 0 <= step <= length), gamma=gamma)
 
 
-def _cosine(part: Part, rate: float) -> CosineSpec:
+def _cosine(part: Part, loop: Loop, rate: float) -> CosineSpec:
     final = part.number("eta_min_ratio", part.number("eta_min", 0.0) / rate)
-    part.ignore("the cosine goes on to the end of the training", "begin", "end", "T_max")
+    for key, whole in (("begin", 0), ("end", loop.length), ("T_max", loop.length)):
+        if part.peek(key, whole) != whole:
+            part.differs(key, "the cosine lasts from the beginning to the end of the training here")
+        part.ignore("the cosine lasts as long as the training", key)
     return CosineSpec(final_factor=float(min(max(final, 0.0), 1.0)))
 
 

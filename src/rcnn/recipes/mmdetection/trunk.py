@@ -33,7 +33,7 @@ def image(part: Part, base: ImageSpec) -> ImageSpec:
     part.only("rgb_to_bgr", False)
     part.ignore(FIXED, "boxtype2tensor", "non_blocking")
     flipped = part.truth("bgr_to_rgb", False)
-    spec = colours(part, base, rgb=flipped).model_copy(update={"divisor": part.whole("pad_size_divisor", 1)})
+    spec = colours(part, base, rgb=flipped).model_copy(update={"divisor": part.count("pad_size_divisor", 1)})
     part.close()
     return spec
 
@@ -44,6 +44,9 @@ def colours(part: Part, base: ImageSpec, *, rgb: bool) -> ImageSpec:
         if len(triple) != 3:
             part.refuse(key, "three numbers are wanted")
             return base
+    if min(std) <= 0:
+        part.refuse("std", "numbers above 0 are wanted")
+        return base
     return base.model_copy(
         update={
             "channel_order": "rgb" if rgb else "bgr",
@@ -61,9 +64,11 @@ def trunk(model: Part) -> Trunk:
     kind = backbone_part.kind()
     if kind not in _BACKBONES:
         raise backbone_part.fail("type", _BACKBONES)
-    maps = tuple(int(index) for index in backbone_part.numbers("out_indices", (0, 1, 2, 3)))
+    maps = backbone_part.wholes("out_indices", (0, 1, 2, 3))
     spec, strides_px = _resnet(backbone_part, kind, model.take("pretrained"))
-    given = tuple(strides_px[index] for index in maps if index < len(strides_px))
+    if not set(maps) <= set(range(len(strides_px))):
+        raise backbone_part.fail("out_indices", [f"stages from 0 to {len(strides_px) - 1}"])
+    given = tuple(strides_px[index] for index in maps)
     if model.peek("neck") is None:
         model.take("neck")
         if len(given) != 1:
@@ -83,6 +88,8 @@ def _resnet(part: Part, kind: str, pretrained: object) -> tuple[ResNetSpec, tupl
     if depth not in _DEPTHS:
         raise part.fail("depth", [str(each) for each in _DEPTHS])
     stages = part.whole("num_stages", 4)
+    if not 1 <= stages <= 4:
+        raise part.fail("num_stages", ("1", "2", "3", "4"))
     dilation, strides_px = _strides(part, stages)
     part.ignore("a matter of memory", "with_cp")
     part.only("in_channels", 3)
@@ -186,7 +193,8 @@ def _fpn(part: Part, strides_px: tuple[int, ...]) -> tuple[FPNSpec, tuple[int, .
     part.only("conv_cfg", None)
     part.only("upsample_cfg", {"mode": "nearest"})
     first = part.whole("start_level", 0)
-    first = first if 0 <= first < len(strides_px) else 0
+    if not 0 <= first < len(strides_px):
+        raise part.fail("start_level", [str(level) for level in range(len(strides_px))])
     used = strides_px[first:]
     extra, levels = _extra_levels(part, len(used))
     relu = part.truth("relu_before_extra_convs", False)
