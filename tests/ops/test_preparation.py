@@ -390,3 +390,47 @@ def test_maps_that_are_flattened_are_not_transposed_where_channels_are_known(
 def test_a_prepared_module_records_no_graph() -> None:
     out = prepare_for_inference(build("head"))(PICTURE.clone().requires_grad_())
     assert not any(x.requires_grad for x in out)
+
+
+class Ends(nn.Module):
+    """A map, and what three 1x1 convolutions make of it; one of them has an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Conv2d(3, 8, 3)
+        self.classes, self.deltas, self.quality = nn.Conv2d(8, 2, 1), nn.Conv2d(8, 5, 1, bias=False), nn.Conv2d(8, 1, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = F.relu(self.tower(x))
+        return self.deltas(x), self.classes(x), torch.sigmoid(self.quality(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_convolutions_that_end_a_module_on_one_map_are_one(dtype: torch.dtype) -> None:
+    module = Ends().to(dtype).eval()
+    prepared = prepare_for_inference(module, dtype=dtype)
+    for size in (1, 9):
+        x = torch.rand(2, 3, size + 2, size + 4, dtype=dtype)
+        with torch.no_grad():
+            for found, wanted in zip(prepared(x), module(x), strict=True):
+                assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    layers = [part.out_channels for part in prepared.modules() if isinstance(part, FusedPointwise)]
+    assert sorted(layers) == [1, 7]
+
+
+def test_convolutions_whose_results_are_read_stay_apart() -> None:
+    """A slice of channels is no map that the next convolution could read as it lies."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.c(self.a(x)), self.b(x)
+
+    module = Branches().eval()
+    prepared = prepare_for_inference(module)
+    with torch.no_grad():
+        assert max(relative_errors(prepared(PICTURE), module(PICTURE))) < 1e-5
+    assert sum(isinstance(part, FusedPointwise) for part in prepared.modules()) == 2

@@ -86,9 +86,7 @@ def overlap_share(boxes_xyxy: Float[Tensor, "a 4"], regions_xyxy: Float[Tensor, 
 
 def has_min_side(boxes_xyxy: Float[Tensor, "a 4"], min_side_px: float) -> Bool[Tensor, " a"]:
     """Which boxes have both sides at least `min_side_px`."""
-    width = boxes_xyxy[:, 2] - boxes_xyxy[:, 0]
-    height = boxes_xyxy[:, 3] - boxes_xyxy[:, 1]
-    return (width >= min_side_px) & (height >= min_side_px)
+    return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2] >= min_side_px).all(1)
 
 
 def centres(boxes_xyxy: Float[Tensor, "a 4"]) -> Float[Tensor, "a 2"]:

@@ -85,61 +85,51 @@ class CandidateSelector:
         per_level: int | None,
         score_threshold: float,
     ) -> Candidates:
-        chosen, raw, scores, indices = [], [], [], []
+        chosen, raw, ranks, qualities, indices = [], [], [], [], []
         for level, level_priors in enumerate(priors):
-            dtype = level_priors.dtype
-            logits = self._of_level(prediction.classes, image, level, self.num_classes).flatten()
-            quality = None
-            if self.fusion != "none":
-                quality = self._of_level(prediction.quality, image, level, 1).flatten().to(dtype).sigmoid()
-            score, index = self._best(logits, quality, dtype, per_level, score_threshold)
+            rank, index = self._best(prediction, image, level, level_priors.dtype, per_level)
             prior = index if self.num_classes == 1 else index // self.num_classes
             raw.append(self._of_level(prediction.boxes, image, level, self.box_width)[prior])
             chosen.append(level_priors[prior])
-            scores.append(score)
+            ranks.append(rank)
             indices.append(index)
-        index = torch.cat(indices)
+            if self.fusion == "rescore":
+                qualities.append(self._of_level(prediction.quality, image, level, 1).flatten()[prior])
+        # All levels at once from here: small networks feel every operation.
         level = torch.cat([some.new_full(some.shape, level) for level, some in enumerate(indices)])
+        score = self._score(torch.cat(ranks).to(priors[0].dtype))
+        # What is no number is under every threshold.
+        keep = (score >= score_threshold).nonzero().flatten()
+        if qualities:
+            score = score * torch.cat(qualities).to(score.dtype).sigmoid()
+            keep = keep[score[keep].argsort(descending=True, stable=True)]
+            keep = keep[level[keep].argsort(stable=True)]
+        level = level[keep]
         stride_px = level.new_tensor([shape.stride_px for shape in prediction.levels.shapes])[level, None]
-        # All levels at once: small networks feel every operation.
-        boxes = decode_boxes(torch.cat(raw).to(priors[0].dtype), torch.cat(chosen), stride_px)
+        boxes = decode_boxes(torch.cat(raw)[keep].to(score.dtype), torch.cat(chosen)[keep], stride_px)
         return Candidates(
             boxes_xyxy=clip(boxes, size) if self.clips else boxes,
-            scores=torch.cat(scores),
-            labels=index % self.num_classes,
+            scores=score[keep],
+            labels=torch.cat(indices)[keep] % self.num_classes,
             level=level,
         )
 
+    def _best(
+        self, prediction: DensePrediction, image: int, level: int, dtype: torch.dtype, per_level: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """What the best of one level are ranked by, best first, and their flat indices."""
+        rank = self._of_level(prediction.classes, image, level, self.num_classes)
+        if self.fusion in ("product", "sqrt"):
+            quality = self._of_level(prediction.quality, image, level, 1).to(dtype).sigmoid()
+            rank = self.activation(rank.to(dtype)) * quality
+        rank = rank.flatten()
+        return rank.topk(len(rank) if per_level is None else min(per_level, len(rank)))
+
+    def _score(self, rank: Tensor) -> Tensor:
+        """Of the chosen alone: logits and squares have the order of scores."""
+        if self.fusion in ("none", "rescore"):
+            return self.activation(rank)
+        return rank.sqrt() if self.fusion == "sqrt" else rank
+
     def _of_level(self, maps: Sequence[Tensor], image: int, level: int, width: int) -> Float[Tensor, "t {width}"]:
         return per_prior([maps[level][image : image + 1]], width)[0]
-
-    def _best(
-        self, logits: Tensor, quality: Tensor | None, dtype: torch.dtype, per_level: int | None, score_threshold: float
-    ) -> tuple[Tensor, Tensor]:
-        """Scores and flat indices of the best of one level, best first."""
-        if self.fusion in ("none", "rescore"):
-            # Ranked by the logits: of most the score itself is not needed.
-            index = _largest(logits, per_level)
-            score = self.activation(logits[index].to(dtype))
-            index, score = _over(index, score, score_threshold)
-            if quality is None:
-                return score, index
-            score, order = (score * quality[index // self.num_classes]).sort(descending=True, stable=True)
-            return score, index[order]
-        assert quality is not None
-        fused = (self.activation(logits.to(dtype)).reshape(len(quality), -1) * quality[:, None]).flatten()
-        # The root leaves the order as it is; its gradient at 0 does not matter here.
-        index = _largest(fused, per_level)
-        score = fused[index].sqrt() if self.fusion == "sqrt" else fused[index]
-        index, score = _over(index, score, score_threshold)
-        return score, index
-
-
-def _largest(values: Tensor, count: int | None) -> Tensor:
-    return values.topk(len(values) if count is None else min(count, len(values))).indices
-
-
-def _over(index: Tensor, score: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    # What is no number is under every threshold.
-    keep = (score >= threshold).nonzero().flatten()
-    return index[keep], score[keep]

@@ -5,6 +5,8 @@ Letters: O output channels, I input channels per group, K kernel side.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -78,6 +80,20 @@ class FoldedWeights:
         self._unchanged.read()
         weight, bias = folded(self._conv.weight, self._conv.bias, self._norm)
         return weight.to(self.dtype, copy=True), bias.to(self.dtype, copy=True)
+
+
+class StackedWeights:
+    """Those of several convolutions of one map, as one whose outputs come one after the other."""
+
+    def __init__(self, parts: Sequence[FoldedWeights]) -> None:
+        first = parts[0]
+        self.shape = torch.Size((sum(part.shape[0] for part in parts), *first.shape[1:]))
+        self.device, self.dtype = first.device, first.dtype
+        self._parts = parts
+
+    def get(self) -> tuple[Float[Tensor, "o i k k"], Float[Tensor, " o"]]:
+        weights, biases = zip(*(part.get() for part in self._parts), strict=True)
+        return torch.cat(weights), torch.cat(biases)
 
 
 def _double(tensor: Tensor | nn.Module) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rcnn.ops.folding import FoldedWeights, Unchanged
+from rcnn.ops.folding import FoldedWeights, StackedWeights, Unchanged
 
 
 class Activation(Enum):
@@ -202,16 +202,23 @@ class FusedPointwise(nn.Module):
     Holds its weights as `FusedConv2d` does.
     """
 
-    def __init__(self, *, weights: FoldedWeights, activation: Activation) -> None:
+    def __init__(self, *, weights: FoldedWeights | StackedWeights, activation: Activation) -> None:
         super().__init__()
         self.activation = activation
         self.out_channels = weights.shape[0]
         self.uses_onednn = onednn_serves(weights.device, weights.dtype)
-        self._folded: FoldedWeights | None = weights
+        self._folded: FoldedWeights | StackedWeights | None = weights
         self._weight: Tensor = torch.empty(0)
         self._bias: Tensor = torch.empty(0)
         self._is_packed = False
         self._ending = (activation.value, _scalars(activation), "")
+
+    @classmethod
+    def joined(cls, layers: Sequence[FusedPointwise]) -> FusedPointwise:
+        """Several layers of one map, with one activation, as one. To be asked for before the first call."""
+        parts = [part for layer in layers if isinstance(part := layer._folded, FoldedWeights)]
+        assert len(parts) == len(layers)
+        return cls(weights=StackedWeights(parts), activation=layers[0].activation)
 
     @staticmethod
     def serves(kernel: tuple[int, ...], geometry: ConvGeometry) -> bool:

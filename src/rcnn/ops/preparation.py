@@ -164,6 +164,7 @@ class _Rewriter:
                 case nn.AdaptiveAvgPool2d(output_size=1 | (1, 1)) if self.dtype == torch.bfloat16:
                     self._replace(node, _MapMean(), (node.args[0],))
         self._pair_strips()
+        self._join_siblings()
         self.graph.eliminate_dead_code()
         self.root.delete_all_unused_submodules()
         for module in list(self.root.modules()):
@@ -269,6 +270,25 @@ class _Rewriter:
             expand = self._module(source)
             if isinstance(expand, FusedPointwise) and StripwiseDepthwise.serves(expand, depthwise):
                 self._replace(node, StripwiseDepthwise(expand=expand, depthwise=depthwise), (source.args[0],))
+
+    def _join_siblings(self) -> None:
+        """1x1 convolutions that end the module and read one map (classes and deltas of an RPN) become one: large maps
+        are read from main memory, and once is enough."""
+        readers: dict[tuple[fx.Node, Activation], list[fx.Node]] = {}
+        for node in self.graph.nodes:
+            layer = self._module(node)
+            if isinstance(layer, FusedPointwise) and all(user.op == "output" for user in node.users):
+                readers.setdefault((node.args[0], layer.activation), []).append(node)
+        for (source, _), nodes in readers.items():
+            layers = [layer for node in nodes if isinstance(layer := self._module(node), FusedPointwise)]
+            if len(layers) < 2:
+                continue
+            name = self._add_module(FusedPointwise.joined(layers))
+            with self.graph.inserting_before(nodes[0]):
+                sizes = [layer.out_channels for layer in layers]
+                parts = self.graph.call_method("split", (self.graph.call_module(name, (source,)), sizes, 1))
+                for number, node in enumerate(nodes):
+                    node.replace_all_uses_with(self.graph.call_function(operator.getitem, (parts, number)))
 
     def _expose_activation(self, node: fx.Node, norm: nn.Module) -> None:
         """timm's norms carry the activation that follows them: make it a step of its own."""
