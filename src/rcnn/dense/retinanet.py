@@ -5,7 +5,7 @@ Letters: N images, L levels, A anchors per cell, K classes (1 as a first stage),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rcnn.boxes.coding import DeltaCoder
+from rcnn.boxes.loss import AbstractDecodedLoss, BoxLoss, box_term, per_box
 from rcnn.dense.assignment import Assignment, assign, cells_of_picture, scatter_matches
 from rcnn.dense.class_loss import focal_class_loss
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
@@ -26,13 +27,11 @@ from rcnn.matching.iou import IoUMatcher, Matches
 from rcnn.priors import AnchorGenerator, octave_anchors, priors_of
 from rcnn.records import Levels, LevelShape, Losses, Size, Target
 
-# From deltas and wanted deltas, both [P, 4], to a loss of each number.
-ElementwiseLoss = Callable[[Tensor, Tensor], Tensor]
-l1_elementwise: ElementwiseLoss = partial(F.l1_loss, reduction="none")
+l1_per_box = per_box(partial(F.l1_loss, reduction="none"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodedGIoULoss:
+class DecodedGIoULoss(AbstractDecodedLoss):
     """One minus the generalised IoU of the boxes that deltas describe, as torchvision's second RetinaNet is trained.
 
     `eps` is added to the union and to the area of the enclosing box.
@@ -72,7 +71,7 @@ class RetinaNetTower(nn.Module):
 
 
 class RetinaNetHead(AbstractDenseHead):
-    """Sigmoid classes with focal loss over all anchors, a loss of the positives' deltas (L1) or of their boxes
+    """Sigmoid classes with focal loss over all anchors, a loss of each positive's deltas (L1) or of its box
     (`DecodedGIoULoss`), both divided as `normalizer` says.
 
     The defaults are MMDetection's (36.5 AP on COCO with ResNet-50, 12 epochs): anchors of 4 strides and two sizes more
@@ -93,7 +92,7 @@ class RetinaNetHead(AbstractDenseHead):
         anchors: AnchorGenerator | None = None,
         matcher: IoUMatcher | None = None,
         coder: DeltaCoder | None = None,
-        box_loss: ElementwiseLoss | DecodedGIoULoss = l1_elementwise,
+        box_loss: BoxLoss = l1_per_box,
         normalizer: LossNormalizer = by_batch,
         size_divisor_px: int | None = 32,
         clips_candidates: bool = True,
@@ -158,10 +157,7 @@ class RetinaNetHead(AbstractDenseHead):
     ) -> Tensor:
         deltas = per_prior(prediction.boxes, 4).flatten(0, 1)[wanted.positive].to(anchors.dtype)
         references, truth_xyxy = anchors[wanted.priors], wanted.boxes_xyxy.to(anchors.dtype)
-        if isinstance(self.box_loss, DecodedGIoULoss):
-            losses = self.box_loss(self.coder.decode(deltas, references), truth_xyxy)
-        else:
-            losses = self.box_loss(deltas, self.coder.encode(truth_xyxy, references)).sum(dim=1)
+        losses = box_term(self.box_loss, self.coder, deltas, references, truth_xyxy)
         # Also where nothing is positive: a sum over no anchors is zero, and keeps the parameters in the graph.
         return (losses * weights[wanted.positive // len(anchors)]).sum()
 

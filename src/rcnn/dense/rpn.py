@@ -5,9 +5,8 @@ Letters: N images, L levels, A anchors per cell, K classes (1 as a first stage),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from rcnn.boxes.coding import DeltaCoder
 from rcnn.boxes.geometry import FarEnds, is_inside
+from rcnn.boxes.loss import DeltaLoss, smooth_l1_ninth
 from rcnn.dense.assignment import cells_of_picture, scatter_matches
 from rcnn.dense.interface import AbstractDenseHead, Candidates, DensePrediction
 from rcnn.dense.selection import CandidateSelector, ClipTo, per_prior
@@ -27,9 +27,6 @@ from rcnn.ops.sparse_gradient import conv_for_sampled_loss
 from rcnn.priors import AnchorGenerator, priors_of
 from rcnn.records import Levels, LevelShape, Losses, Size, Target
 
-BoxLoss = Callable[[Tensor, Tensor], Tensor]
-# torchvision's and simple-faster-rcnn's (sigma 3) bend of smooth L1, summed.
-smooth_l1_ninth: BoxLoss = partial(F.smooth_l1_loss, beta=1 / 9, reduction="sum")
 # A logit per class, or one more for background.
 Objectness = Literal["sigmoid", "softmax"]
 # By how many anchors of a picture the losses are divided: those that were sampled; the same, but that a picture without
@@ -82,7 +79,7 @@ class RPNHead(AbstractDenseHead):
         coder: DeltaCoder | None = None,
         matcher: IoUMatcher | None = None,
         sampler: BalancedSampler | EverySampler | None = None,
-        box_loss: BoxLoss = smooth_l1_ninth,
+        box_loss: DeltaLoss = smooth_l1_ninth,
         border_px: float | None = None,
         border_ends: FarEnds = "included",
         size_divisor_px: int | None = None,

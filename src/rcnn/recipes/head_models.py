@@ -7,10 +7,11 @@ from functools import partial
 from typing import Literal, TypedDict
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from rcnn.backbones.norm import norm_factory
 from rcnn.boxes.coding import DeltaCoder
+from rcnn.boxes.loss import BoxLoss, DeltaLoss, per_box
 from rcnn.dense.atss import ATSSHead
 from rcnn.dense.centernet import CenterNetHead
 from rcnn.dense.fcos import FCOSHead
@@ -145,15 +146,12 @@ def _divisor(beyond_picture: BeyondPicture, divisor_px: int) -> int | None:
 
 def _build_retinanet(spec: RetinaNetSpec, neck: AbstractNeck, num_classes: int, divisor_px: int) -> RetinaNetHead:
     normalizers = {"batch": by_batch, "picture": by_picture}
-    loss = spec.box_loss
     return RetinaNetHead(
         **_above(neck, spec, num_classes),
         anchors=None if spec.anchors is None else build_anchors(spec.anchors, neck),
         matcher=build_matcher(spec.matcher),
         coder=build_coder(spec.coder),
-        box_loss=DecodedGIoULoss(eps=loss.eps)
-        if isinstance(loss, GIoUSpec)
-        else build_box_loss(loss, reduction="none"),
+        box_loss=_build_loss_per_box(spec.box_loss),
         normalizer=normalizers[spec.normalizer] if spec.normalizer != "moving" else MovingNormalizer(),
         size_divisor_px=_divisor(spec.beyond_picture, divisor_px),
         clips_candidates=spec.clips_candidates,
@@ -299,9 +297,13 @@ def build_sampler(spec: SamplerSpec) -> BalancedSampler | EverySampler:
     return EverySampler()
 
 
-def build_box_loss(
-    spec: BoxLossSpec, *, reduction: Literal["sum", "none"] = "sum"
-) -> Callable[[Tensor, Tensor], Tensor]:
+def _build_loss_per_box(spec: BoxLossSpec | GIoUSpec) -> BoxLoss:
+    if isinstance(spec, GIoUSpec):
+        return DecodedGIoULoss(eps=spec.eps)
+    return per_box(build_box_loss(spec, reduction="none"))
+
+
+def build_box_loss(spec: BoxLossSpec, *, reduction: Literal["sum", "none"] = "sum") -> DeltaLoss:
     if isinstance(spec, L1Spec):
         return partial(F.l1_loss, reduction=reduction)
     return partial(F.smooth_l1_loss, beta=spec.beta, reduction=reduction)

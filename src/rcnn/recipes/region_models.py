@@ -9,6 +9,7 @@ from torch import nn
 
 from rcnn.backbones.norm import NormKind, norm_factory
 from rcnn.boxes.filtering import DetectionFilter, SoftNMS
+from rcnn.boxes.loss import BoxLoss
 from rcnn.errors import Problem, SetupError
 from rcnn.matching.sampling import BalancedSampler, EverySampler, HardExampleSampler
 from rcnn.necks.interface import AbstractNeck
@@ -34,7 +35,7 @@ from rcnn.recipes.regions import (
     VGGHeadSpec,
 )
 from rcnn.roi.box_head import BoxPredictor, ConvFCHead, TwoFCHead
-from rcnn.roi.box_loss import BoxLoss, DecodedBoxLoss
+from rcnn.roi.box_loss import DecodedBoxLoss
 from rcnn.roi.cascade import CascadeStage
 from rcnn.roi.classification import Classification, SigmoidClassification, SoftmaxClassification
 from rcnn.roi.interface import AbstractRoIStage
