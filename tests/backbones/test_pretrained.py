@@ -232,6 +232,20 @@ def test_a_file_in_torchs_folder_is_used(shared: Path, tmp_path: Path, monkeypat
         imagenet_file("mobilenet_v2")
 
 
+def test_weights_at_an_address(shared: Path, web) -> None:
+    """Fetched once, then at hand; names of other systems are no addresses."""
+    address = web.serve("/resnet18.pth", (shared / "weights" / "resnet18_backbone.pth").read_bytes())
+    spec = ResNetSpec(depth=18, weights=address)
+    for _ in range(2):
+        backbone = build_backbone(spec)
+        load_imagenet(backbone, spec)
+    given = read_tensors(shared / "weights" / "resnet18_backbone.pth")
+    torch.testing.assert_close(backbone.state_dict()["conv1.weight"], given["conv1.weight"], rtol=0, atol=0)
+    assert web.asked == ["/resnet18.pth"]
+    with pytest.raises(CheckpointError, match=r"open-mmlab://resnet18; allowed: imagenet, a file, its address \(https"):
+        load_imagenet(backbone, ResNetSpec(depth=18, weights="open-mmlab://resnet18"))
+
+
 def test_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **choices: object) -> None:
         raise OSError("no route to host")

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
 
 import rcnn
+from rcnn.backbones.timm import TimmBackbone
 from rcnn.cli import processes
 from rcnn.engine.checkpoint import read_weights
 from rcnn.engine.training_state import read_pair
@@ -22,13 +24,13 @@ from rcnn.engine.training_state import read_pair
 pytestmark = pytest.mark.xdist_group("tiny, trained on the command line")
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "rcnn"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def start(arguments: list[object], folder: Path, command: list[str] | None = None) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*(command or [sys.executable, "-m", "rcnn"]), *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=ENVIRONMENT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
@@ -124,29 +126,52 @@ def test_a_full_disk_keeps_the_previous_checkpoint(tiny, rcnn_command, small_dis
     assert read_pair(run / "checkpoints/last.safetensors")[1].step == 6
 
 
-def test_two_processes_one_run_said_once(tiny, tmp_path: Path) -> None:
+def test_two_processes_one_run_said_once(tiny, web, tmp_path: Path) -> None:
+    """From a backbone at an address, at a rate of next to nothing: what both read is what the server had."""
+    path, content = "/resnet/model_final.pth", BytesIO()
+    backbone = TimmBackbone(name="test_resnet", norm="batch", frozen_stages=0).body.state_dict()
+    torch.save(backbone, content)
+    changes = [f"detector.backbone.weights={web.serve(path, content.getvalue())}", "train.optimizer.lr=1e-12"]
     code, out, err = torchrun(
-        "train", "quickstart", "--data", tiny.data, *tiny.overrides, "--device", "cpu", folder=tmp_path
+        "train", "quickstart", "--data", tiny.data, *tiny.overrides, *changes, "--device", "cpu", folder=tmp_path
     )
     assert code == 0, err
     assert out.count("run: runs/quickstart") == 1
     assert err.count('COCO, split "train": 12 pictures') == 1
     assert os.listdir(tmp_path / "runs") == ["quickstart"]
-    _, state = read_pair(tmp_path / "runs/quickstart/checkpoints/last.safetensors")
+    checkpoint, state = read_pair(tmp_path / "runs/quickstart/checkpoints/last.safetensors")
     assert (state.step, state.num_processes) == (3, 2)
     assert len(list((tmp_path / "runs/quickstart/tensorboard").iterdir())) == 1
+    assert_fetched_once(web, path, err)
+    learned = {name: value for name, value in backbone.items() if name.endswith((".weight", ".bias"))}
+    found = {name: checkpoint.state_dict[f"backbone.body.{name}"] for name in learned}
+    torch.testing.assert_close(found, learned, rtol=0, atol=1e-9)
 
 
-def test_a_picture_that_one_of_two_processes_cannot_read(tiny, tmp_path: Path) -> None:
-    """Told once, by the one that saw it; the other ends without a traceback of its own."""
+def assert_fetched_once(web, path: str, err: str) -> None:
+    """By one process, which said it, and whole."""
+    assert web.asked == [path]
+    assert "".join(err.split()).count(f"{web.address}{path}:isbeingfetched") == 1
+    (folder,) = web.cache.iterdir()
+    name = Path(path).name
+    assert sorted(os.listdir(folder)) == [name, f"{name}.sha256"]
+    assert (folder / name).read_bytes() == web.files[path]
+
+
+def test_a_picture_that_one_of_two_processes_cannot_read(tiny, web, tmp_path: Path) -> None:
+    """Told once, by the one that saw it; the other ends without a traceback of its own. Their start, a detector at an
+    address, was fetched once."""
     shutil.copytree(tiny.data, tmp_path / "data")
     picture = tmp_path / "data/train/000003.jpg"
     picture.write_bytes(picture.read_bytes()[:1000])
+    address = web.serve("/best.safetensors", tiny.checkpoint.read_bytes())
     arguments = ["train", "quickstart", "--data", "data", *tiny.overrides, "-o", "run", "--device", "cpu"]
-    code, _, err = torchrun(*arguments, folder=tmp_path)
+    code, _, err = torchrun(*arguments, "--init-from", address, folder=tmp_path)
     assert code == 1
     assert err.count("data/train/000003.jpg: the file is cut short or damaged") == 1
     assert err.count("Traceback") <= 1  # torchrun's own
+    assert "its class scores included: the classes are the same" in " ".join(err.split())
+    assert_fetched_once(web, "/best.safetensors", err)
 
 
 def test_what_is_said_before_the_processes_know_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +264,45 @@ def test_weights_that_cannot_be_downloaded(rcnn_command, tiny, tmp_path: Path, m
 
 class _Nobody:
     url = "http://127.0.0.1:9/resnet18-f37072fd.pth"
+
+
+SETTINGS = ("train.init_from", "detector.proposals.init_from", "detector.backbone.weights")
+
+
+@pytest.mark.parametrize(
+    ("setting", "path", "said"),
+    [
+        (SETTINGS[0], "/none.pth", "could not be fetched (HTTP Error 404: Not Found)"),
+        (SETTINGS[1], "/cut.pth", "could not be fetched (the connection ended after 4 of 8 bytes)"),
+        (SETTINGS[2], "/a-821213aa.pth", "could not be fetched (what arrived has the SHA-256 f65ca3d4"),
+    ],
+)
+def test_addresses_that_give_no_start(
+    rcnn_command, tiny, web, tmp_path: Path, setting: str, path: str, said: str
+) -> None:
+    """One error each, which names the setting, and no run."""
+    web.files.update({"/cut.pth": b"a start.", "/a-821213aa.pth": b"a start."})
+    web.cut.add("/cut.pth")
+    change = f"{setting}={web.address}{path}"
+    code, out, err = rcnn_command(
+        "train", "quickstart", "--data", tiny.data, *tiny.overrides, change, "-o", tmp_path / "run", "--device", "cpu"
+    )
+    assert (code, out) == (1, "")
+    assert "the download failed (1 problem)" in err
+    assert f"  - {web.address}{path}: {said}" in err
+    assert f"or name a file: {setting}=FILE" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_address_of_something_else(rcnn_command, tiny, web, tmp_path: Path) -> None:
+    """A page that says to log in, for example: it stays, and how to have it fetched again is said."""
+    address = web.serve("/model.pth", b"<html>")
+    arguments = ["train", "quickstart", "--data", tiny.data, *tiny.overrides, "-o", tmp_path / "run", "--device", "cpu"]
+    code, _, err = rcnn_command(*arguments, "--init-from", address)
+    assert code == 1
+    assert f"train.init_from: {address}; allowed: a checkpoint of a detector" in err
+    (folder,) = web.cache.iterdir()
+    assert f"to fetch it again, delete {folder}/model.pth" in err
 
 
 def test_what_is_no_checkpoint_to_start_from(rcnn_command, tiny, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_a_checkpoint_is_all_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) 
     def refuse(*args: object) -> None:
         raise AssertionError("asked for weights")
 
-    monkeypatch.setattr(models, "_weights_file", refuse)
+    monkeypatch.setattr(models, "backbone_file", refuse)
     monkeypatch.setattr(models, "imagenet_tensors", refuse)
     timm = edit(RESNET18, {"detector.backbone": {"type": "timm", "name": "resnet10t"}})
     for recipe in (RESNET18, timm, RECIPES["faster_rcnn_efficientnet_lite0_fpn"]()):
