@@ -55,6 +55,11 @@ class Downsample(nn.Sequential):
         return conv_norm(conv, norm, input)
 
 
+def _shortcut(in_channels: int, channels: int, stride: int, make_norm: MakeNorm) -> Downsample | None:
+    changes = stride != 1 or in_channels != channels
+    return Downsample(in_channels, channels, stride, make_norm) if changes else None
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (ResNet-18 and -34)."""
 
@@ -75,9 +80,7 @@ class BasicBlock(nn.Module):
         self.bn1 = make_norm(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, dilation, dilation, bias=False)
         self.bn2 = make_norm(channels)
-        self.downsample = (
-            Downsample(in_channels, channels, stride, make_norm) if stride != 1 or in_channels != channels else None
-        )
+        self.downsample = _shortcut(in_channels, channels, stride, make_norm)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -112,11 +115,7 @@ class Bottleneck(nn.Module):
         self.bn2 = make_norm(width)
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = make_norm(out_channels)
-        self.downsample = (
-            Downsample(in_channels, out_channels, stride, make_norm)
-            if stride != 1 or in_channels != out_channels
-            else None
-        )
+        self.downsample = _shortcut(in_channels, out_channels, stride, make_norm)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)

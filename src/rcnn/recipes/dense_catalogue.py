@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rcnn.config.edit import edit
+from rcnn.recipes.detectron2_catalogue import resampling_steps
 from rcnn.recipes.heads import (
     ATSSSpec,
     CenterNetSpec,
@@ -13,7 +14,7 @@ from rcnn.recipes.heads import (
     RetinaNetSpec,
     RPNSpec,
 )
-from rcnn.recipes.parts import DeltaCoderSpec, EverySamplerSpec, L1Spec, MatcherSpec, SmoothL1Spec
+from rcnn.recipes.parts import DeltaCoderSpec, L1Spec, MatcherSpec, SmoothL1Spec
 from rcnn.recipes.recipe import (
     CosineSpec,
     DataSpec,
@@ -286,16 +287,7 @@ _PROBABILISTIC_CASCADE = CascadeSpec(
     min_side_px=0.0,
     gradient_share=1 / 3,
     box_loss=L1Spec(),
-    stages=tuple(
-        CascadeStepSpec(
-            matcher=MatcherSpec(positive_iou=iou, negative_iou=iou),
-            coder=DeltaCoderSpec(weights=(10.0 * scale, 10.0 * scale, 5.0 * scale, 5.0 * scale)),
-            # detectron2's: later stages take all that the first one drew, without the truth.
-            sampler=None if scale == 1.0 else EverySamplerSpec(),
-            join_truth=scale == 1.0,
-        )
-        for iou, scale in ((0.6, 1.0), (0.7, 2.0), (0.8, 3.0))
-    ),
+    stages=resampling_steps(0.6, 0.7, 0.8),
 )
 
 

@@ -11,6 +11,7 @@ from rcnn.recipes.heads import RetinaNetSpec, RPNSpec
 from rcnn.recipes.parts import AnchorSpec, DeltaCoderSpec, EverySamplerSpec, L1Spec, MatcherSpec
 from rcnn.recipes.recipe import (
     DataSpec,
+    DetectorSpec,
     FPNSpec,
     ImageSpec,
     MultiStepSpec,
@@ -52,36 +53,50 @@ _SINGLE_MAP_PROPOSALS = ProposalsSpec(
     min_side_px=_MIN_SIDE_PX,
 )
 _REGIONS = RoISpec(pooling=_ALIGN, box_loss=L1Spec(), min_side_px=_MIN_SIDE_PX)
-_DATA = DataSpec(skip_empty=True, aspect_ratio_groups=1, short_sides=(640, 672, 704, 736, 768, 800))
 
 
-def _one_epoch_schedule(lr: float) -> TrainSpec:
+def _recipe(expected: str, detector: DetectorSpec, *, lr: float = 0.02, source: str = _SOURCE) -> Recipe:
     """detectron2's 1x: 90,000 batches of 16, a tenth of the rate after 60,000 and 80,000."""
-    return TrainSpec(
-        epochs=12,
-        batch_size=16,
-        optimizer=SGDSpec(lr=lr, norm_weight_decay=0.0),
-        schedule=MultiStepSpec(milestones=(60 / 90, 80 / 90)),
+    return Recipe(
+        expected=expected,
+        source=source,
+        detector=detector,
+        data=DataSpec(skip_empty=True, aspect_ratio_groups=1, short_sides=(640, 672, 704, 736, 768, 800)),
+        train=TrainSpec(
+            epochs=12,
+            batch_size=16,
+            optimizer=SGDSpec(lr=lr, norm_weight_decay=0.0),
+            schedule=MultiStepSpec(milestones=(60 / 90, 80 / 90)),
+        ),
+    )
+
+
+def resampling_steps(*positive_ious: float) -> tuple[CascadeStepSpec, ...]:
+    """The stages of its cascades: the later ones take all that the first one drew, without the truth."""
+    return tuple(
+        CascadeStepSpec(
+            matcher=MatcherSpec(positive_iou=iou, negative_iou=iou),
+            coder=DeltaCoderSpec(weights=(10.0 * scale, 10.0 * scale, 5.0 * scale, 5.0 * scale)),
+            sampler=None if scale == 1 else EverySamplerSpec(),
+            join_truth=scale == 1,
+        )
+        for scale, iou in enumerate(positive_ious, start=1)
     )
 
 
 def faster_rcnn_resnet50_caffe_fpn() -> Recipe:
     """Faster R-CNN on FPN, as detectron2's faster_rcnn_R_50_FPN_1x."""
-    return Recipe(
-        expected="COCO val2017 box AP 37.9",
-        source=_SOURCE,
-        detector=TwoStageSpec(image=_IMAGE, backbone=_BACKBONE, proposals=_PYRAMID_PROPOSALS, roi=_REGIONS),
-        data=_DATA,
-        train=_one_epoch_schedule(0.02),
+    return _recipe(
+        "COCO val2017 box AP 37.9",
+        TwoStageSpec(image=_IMAGE, backbone=_BACKBONE, proposals=_PYRAMID_PROPOSALS, roi=_REGIONS),
     )
 
 
 def faster_rcnn_resnet50_c4() -> Recipe:
     """Faster R-CNN on C4, the last stage of the ResNet as box head, as detectron2's faster_rcnn_R_50_C4_1x."""
-    return Recipe(
-        expected="COCO val2017 box AP 35.7",
-        source=_SOURCE,
-        detector=TwoStageSpec(
+    return _recipe(
+        "COCO val2017 box AP 35.7",
+        TwoStageSpec(
             # Without a pyramid nothing asks for sizes that can be halved five times.
             image=edit(_IMAGE, {"divisor": 1}),
             backbone=_BACKBONE,
@@ -89,62 +104,48 @@ def faster_rcnn_resnet50_c4() -> Recipe:
             proposals=_SINGLE_MAP_PROPOSALS,
             roi=edit(_REGIONS, {"pooling.output_size": 14, "box_head": Res5Spec()}),
         ),
-        data=_DATA,
-        train=_one_epoch_schedule(0.02),
     )
 
 
 def faster_rcnn_resnet50_dc5() -> Recipe:
     """Faster R-CNN on a C5 that is dilated to stride 16, as detectron2's faster_rcnn_R_50_DC5_1x."""
-    return Recipe(
-        expected="COCO val2017 box AP 37.3",
-        source=_SOURCE,
-        detector=TwoStageSpec(
+    return _recipe(
+        "COCO val2017 box AP 37.3",
+        TwoStageSpec(
             image=edit(_IMAGE, {"divisor": 1}),
             backbone=edit(_BACKBONE, {"dilation": 2}),
             neck=SingleMapSpec(),
             proposals=_SINGLE_MAP_PROPOSALS,
             roi=_REGIONS,
         ),
-        data=_DATA,
-        train=_one_epoch_schedule(0.02),
     )
 
 
 def cascade_rcnn_resnet50_caffe_fpn() -> Recipe:
     """Cascade R-CNN on FPN, as the boxes of detectron2's cascade_mask_rcnn_R_50_FPN_1x (without its masks)."""
-    steps = tuple(
-        CascadeStepSpec(
-            matcher=MatcherSpec(positive_iou=iou, negative_iou=iou),
-            coder=DeltaCoderSpec(weights=(10.0 * scale, 10.0 * scale, 5.0 * scale, 5.0 * scale)),
-            # Later stages take all that the first one drew, without the truth.
-            sampler=None if scale == 1.0 else EverySamplerSpec(),
-            join_truth=scale == 1.0,
-        )
-        for iou, scale in ((0.5, 1.0), (0.6, 2.0), (0.7, 3.0))
-    )
-    return Recipe(
-        expected="not measured",
-        source="detectron2's cascade_mask_rcnn_R_50_FPN_1x, whose number is with masks",
-        detector=TwoStageSpec(
+    return _recipe(
+        "not measured",
+        TwoStageSpec(
             image=_IMAGE,
             backbone=_BACKBONE,
             proposals=edit(_PYRAMID_PROPOSALS, {"train.post_nms": 2000}),
             roi=CascadeSpec(
-                pooling=_ALIGN, box_loss=L1Spec(), min_side_px=_MIN_SIDE_PX, stages=steps, gradient_share=1 / 3
+                pooling=_ALIGN,
+                box_loss=L1Spec(),
+                min_side_px=_MIN_SIDE_PX,
+                stages=resampling_steps(0.5, 0.6, 0.7),
+                gradient_share=1 / 3,
             ),
         ),
-        data=_DATA,
-        train=_one_epoch_schedule(0.02),
+        source="detectron2's cascade_mask_rcnn_R_50_FPN_1x, whose number is with masks",
     )
 
 
 def retinanet_resnet50_caffe_fpn() -> Recipe:
     """RetinaNet, as detectron2's retinanet_R_50_FPN_1x."""
-    return Recipe(
-        expected="COCO val2017 box AP 37.4",
-        source=_SOURCE,
-        detector=OneStageSpec(
+    return _recipe(
+        "COCO val2017 box AP 37.4",
+        OneStageSpec(
             image=_IMAGE,
             backbone=_BACKBONE,
             neck=FPNSpec(first_map=1, extra="convs_on_c5"),
@@ -156,6 +157,5 @@ def retinanet_resnet50_caffe_fpn() -> Recipe:
                 clips_candidates=False,
             ),
         ),
-        data=_DATA,
-        train=_one_epoch_schedule(0.01),
+        lr=0.01,
     )
