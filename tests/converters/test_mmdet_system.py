@@ -392,6 +392,11 @@ def test_classes(layout: Layout) -> None:
     assert recognised(state, CLASSES=[name.replace(" ", "_") for name in coco.names]).classes == coco
     with pytest.raises(CheckpointError, match="80 outputs, 2 in the file; allowed: 80 names"):
         recognised(state, CLASSES=["a", "b"])
+    with pytest.raises(CheckpointError, match="80 outputs, 80 in the file, part 0 more than once; allowed: 80 names"):
+        recognised(state, CLASSES=[*own[:79], "part 0"])
+    chosen = edit(recognised(state).recipe, {"data.classes": ("a", "b")})
+    with pytest.raises(CheckpointError, match=r"80 outputs, 2 in the config \(classes\)"):
+        recognised(state, wanted=Wanted(recipe=chosen))
     with pytest.raises(CheckpointError, match="3 outputs, no names in the file"):
         recognised(with_regions(state, of_two_fc(3, 3)))
     # One class is a plain text in some files.

@@ -220,11 +220,14 @@ def _classes(
     part = structure.regions or structure.head
     assert part is not None
     count = part.num_classes
-    names = wanted or meta.class_names or recipe.data.classes
-    if names is None and count == 80:
+    sources = {"given": wanted, "in the file": meta.class_names, "in the config (classes)": recipe.data.classes}
+    source, names = next(((source, names) for source, names in sources.items() if names), ("", ()))
+    if not names and count == 80:
         return coco_80_classes(), ["COCO's 80 classes, since the file has no names"]
-    if names is None or len(names) != count:
-        said = f"{len(names)} {'given' if wanted else 'in the file'}" if names else "no names in the file"
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or len(names) != count:
+        said = f"{len(names)} {source}" if names else "no names in the file"
+        said += f", {', '.join(twice)} more than once" if twice else ""
         raise UnnamedClasses(
             Problem(
                 where="the classes",
