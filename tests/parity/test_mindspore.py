@@ -3,8 +3,25 @@
 Its proposals are compared by their boxes: where the canvas is empty its cells are alike, and which of two neighbours
 comes first is decided by the last bits of float32.
 
-There is no float64 recording, so what a float32 run can differ by was measured with our own detector in float64 (run
-once, from the pictures on): of detections, our float32 scores differ from it by 9.4e-6, those recorded by 2.2e-5.
+There is no float64 recording, so how far the recorded float32 itself is off was measured with our own detector in
+float64, once. Root mean square error over that of the values, of the recording (of our float32):
+
+    pixels           9.0e-8 (3.4e-8)    multiplied by a float32 1/255; anchors are equal to the bit
+    backbone         2.7e-7 to 8.9e-7 (2.6e-7 to 5.1e-7), from the first stage to the last
+    pyramid          1.1e-6 to 1.3e-6 (4.9e-7 to 6.4e-7)
+    RPN logits       6.5e-7 to 1.7e-6 (4.4e-7 to 8.3e-7)
+    RPN deltas       1.3e-6 to 2.7e-6 (5.7e-7 to 1.0e-6)
+    proposals        8.5e-5 px (3.6e-5 px), at most 5.1e-4 px (2.0e-4 px)
+    class logits     2.9e-6 (1.7e-6), on the recorded proposals
+    scores           on the recorded proposals within 7.8e-6 (6.2e-6), from the pictures on 2.2e-5 (9.4e-6)
+
+Most of it looks to be that of the peer's convolutions on a CPU: where each sum of ours is one chain of float32
+additions, our errors are as large as the recording's at every stage (to a fifth). Some of the proposals' is that its
+exponential there is a polynomial (3.4e-6 at worst; with it our float64 proposals differ by 7.7e-5 px). With its pixels,
+its exponential and such sums together our scores differ from the float64 ones by 2.5e-5, and from those recorded by
+2.2e-5 still: nothing less than the order of its additions would do, which belongs to a library on a machine and not to
+the checkpoints. These are numbers of a CPU with AVX-512: with AVX2's sums ours differ by 3.7e-5 from the float64 ones,
+and the bounds of the scores below are missed by a tenth.
 """
 
 from __future__ import annotations
@@ -45,6 +62,8 @@ from rcnn.transforms.geometry import EvalTransform
 NUM_CLASSES = 80
 # Of the largest number of an array: its float32 against ours, other orders of summation.
 TOLERANCE = 5e-6
+# Of the largest pixel: four ulps at 1, where the peer rounds three times.
+PIXELS = 2e-7
 PX = 1e-2
 
 
@@ -80,7 +99,7 @@ class Case:
         """The pyramid of evaluation, checked on the way."""
         batch, _ = self.read
         pixels = self.detector.normalizer(batch)
-        self.oracle.check("eval/pre/tensor", pixels, rtol=1e-6)
+        self.oracle.check("eval/pre/tensor", pixels, rtol=PIXELS)
         with torch.no_grad():
             body = self.detector.backbone(pixels)
             maps = self.detector.neck(body)
@@ -124,7 +143,7 @@ def test_pixels_on_the_canvas_of_the_configs(case: Case) -> None:
     image = case.model.recipe.detector.image
     assert image.canvas == (768, 1280)
     batch, targets = case.batch(image)
-    case.oracle.check("native_768x1280/pre/tensor", case.detector.normalizer(batch), rtol=1e-6)
+    case.oracle.check("native_768x1280/pre/tensor", case.detector.normalizer(batch), rtol=PIXELS)
     for truth, target in zip(case.oracle.full("native_768x1280/pre/gt_boxes"), targets, strict=True):
         torch.testing.assert_close(target.boxes_xyxy, truth[: len(target.boxes_xyxy)], rtol=1e-6, atol=0)
 
@@ -181,19 +200,23 @@ def test_the_second_stage(case: Case) -> None:
     for picture, mine in enumerate(in_original_pixels(found, case.read[0])):
         theirs, count = recorded_detections(case.oracle, picture)
         assert len(mine) == count
-        # The first thousand were recorded.
+        # The first thousand were recorded. Rows of almost equal scores may have changed places.
         torch.testing.assert_close(mine.scores[:1000], theirs.scores, rtol=0, atol=1e-5)
-        assert mine.labels[:1000].tolist() == theirs.labels.tolist()
-        torch.testing.assert_close(mine.boxes_xyxy[:1000], theirs.boxes_xyxy, rtol=0, atol=PX)
+        same = theirs.labels[:, None] == mine.labels
+        same &= torch.cdist(theirs.boxes_xyxy, mine.boxes_xyxy, p=float("inf")) < PX
+        same &= (theirs.scores[:, None] - mine.scores).abs() <= 1e-5
+        assert same.any(dim=1).all()
 
 
 def test_from_the_picture_to_its_detections(case: Case) -> None:
     """All that were recorded, through proposals of our own.
 
-    Boxes are within a hundredth of a pixel. Scores are within 1e-5 where the proposals are equal (the test above), and
-    within 3e-5 here: the recorded proposals' own float32 is up to 5e-4 px away from ours. Of 2000 rows the scores of
-    five, none as high as 0.2, are those of a neighbour's.
+    Boxes are within a hundredth of a pixel. Scores are within 1e-5 where the proposals are equal (the test above); here
+    within 3e-5, of 97 rows in a hundred within 1e-5 (1958 of 2000; of our float64 1964): the recorded proposals' own
+    float32 is up to 5e-4 px off. Five rows are not ours: boxes without area at the picture's edge, from proposals in
+    the empty canvas beyond it, where the peer chose another of the cells that are alike.
     """
+    beyond = 0
     found = stage_predictions(case)
     for picture, mine in enumerate(in_original_pixels(found, case.read[0])):
         theirs, _ = recorded_detections(case.oracle, picture)
@@ -201,9 +224,13 @@ def test_from_the_picture_to_its_detections(case: Case) -> None:
         distance[theirs.labels[:, None] != mine.labels] = torch.inf
         nearest, place = distance.min(1)
         assert nearest.max() < PX
-        others = (mine.scores[place] - theirs.scores).abs() > 3e-5
+        difference = (mine.scores[place] - theirs.scores).abs()
+        beyond += int((difference > 1e-5).sum())
+        others = difference > 3e-5
         assert others.sum() <= 5
-        assert (theirs.scores[others] < 0.2).all()
+        sides = theirs.boxes_xyxy[others, 2:] - theirs.boxes_xyxy[others, :2]
+        assert (sides.amin(dim=1) == 0).all()
+    assert beyond <= 60
 
 
 def stage_predictions(case: Case) -> Sequence[Detections]:
