@@ -81,7 +81,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     while "step 1/30" not in (line := process.stderr.readline()):
         assert line, "ended before its first step"
     process.send_signal(number)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 128 + number
     assert f"stopped by {signal.Signals(number).name} after step" in err
     assert "the state is saved; go on with: rcnn train --resume cut" in err
