@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import pytest
 import torch
 from oracle import Oracle
 from PIL import Image
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 from rcnn.converters.key_map import KeyMap
 from rcnn.detectors.pyramid import AbstractPyramidDetector
 from rcnn.necks.fpn import FPN
-from rcnn.records import ImageBatch, Losses, Size, Target
+from rcnn.records import Detections, ImageBatch, Losses, Size, Target
 from rcnn.transforms.batching import Sample, collate
-from rcnn.transforms.geometry import EvalTransform, Kernel, Resize, Rounding
+from rcnn.transforms.geometry import EvalTransform, Kernel, Resize, Rounding, scale_boxes
 
 PICTURES = ("coffee", "astronaut")
 # RCNN_PARITY=full compares the inference on both pictures and the gradients of every backbone: twice the time.
@@ -64,6 +65,13 @@ class Preprocessing:
             original = Size(*pixels.shape[-2:])
             samples.append(Sample(image=resized, target=target, original_size=original, image_id=len(samples)))
         return collate(samples, divisor=32)
+
+    def train_batch(self, oracle: Oracle, stage: str) -> tuple[ImageBatch, list[Target]]:
+        """Both pictures as the recorded training had them."""
+        sizes = oracle.manifest["train_overrides"]
+        return self.batch(
+            oracle, short_side=sizes["min_size"], max_long_side=sizes["max_size"], boxes=TRAIN_STAGES[stage]
+        )
 
 
 def only(batch: ImageBatch, picture: int) -> ImageBatch:
@@ -166,6 +174,22 @@ def digest(module: nn.Module, settings: str, *tensors: Tensor) -> str:
 def pictures_of(number: int) -> tuple[int, ...]:
     """Whose inference a case compares: one of the two, turn about. A float64 head takes five seconds for one."""
     return (0, 1) if FULL else (number % 2,)
+
+
+def check_detections(oracle: Oracle, found: Detections, batch: ImageBatch, picture: int) -> None:
+    """In pixels of the picture as it was."""
+    boxes = scale_boxes(found.boxes_xyxy, batch.sizes[0], batch.original_sizes[0])
+    oracle.check(f"eval/detections/{picture}/boxes", boxes)
+    oracle.check(f"eval/detections/{picture}/scores", found.scores)
+    oracle.check(f"eval/detections/{picture}/labels", found.labels)
+
+
+def check_losses(oracle: Oracle, stage: str, losses: Losses, terms: Mapping[str, str]) -> None:
+    """Every recorded loss, by our name and its own in `terms`."""
+    names = {f"{stage}/loss/{terms[ours]}": value for ours, value in losses.items()}
+    assert set(names) == {name for name in oracle.manifest["arrays"] if name.startswith(f"{stage}/loss/")}
+    for name, value in names.items():
+        assert float(value.detach()) == pytest.approx(float(oracle.full(name)), rel=1e-6), name
 
 
 def check_gradients(

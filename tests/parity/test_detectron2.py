@@ -14,7 +14,17 @@ from functools import cached_property
 import pytest
 import torch
 from oracle import Oracle
-from recorded import TRAIN_STAGES, MapMemory, Maps, Preprocessing, check_gradients, only, pictures_of
+from recorded import (
+    TRAIN_STAGES,
+    MapMemory,
+    Maps,
+    Preprocessing,
+    check_detections,
+    check_gradients,
+    check_losses,
+    only,
+    pictures_of,
+)
 from torch import Tensor
 
 from rcnn.config.edit import edit
@@ -34,7 +44,6 @@ from rcnn.recipes.models import build_detector
 from rcnn.recipes.recipe import Recipe
 from rcnn.records import Detections, ImageBatch, Losses, Target
 from rcnn.roi.stage import RoIStage
-from rcnn.transforms.geometry import scale_boxes
 
 # In one process, where a case finds the maps of the one before.
 pytestmark = pytest.mark.xdist_group("parity with detectron2 and torchvision")
@@ -81,13 +90,7 @@ class Case:
         return maps, self.head(self.detector.levels(maps.pyramid, batch))
 
     def train_batch(self, stage: str) -> tuple[ImageBatch, list[Target]]:
-        overrides = self.oracle.manifest["train_overrides"]
-        return preprocessing_of(self.recipe).batch(
-            self.oracle,
-            short_side=overrides["min_size"],
-            max_long_side=overrides["max_size"],
-            boxes=TRAIN_STAGES[stage],
-        )
+        return preprocessing_of(self.recipe).train_batch(self.oracle, stage)
 
     def its_index(self, index: Tensor) -> Tensor:
         """The places of anchors in its order."""
@@ -203,13 +206,6 @@ def check_proposals(oracle: Oracle, detector: TwoStageDetector, prediction: Dens
     return found.boxes_xyxy
 
 
-def check_detections(oracle: Oracle, found: Detections, batch: ImageBatch, picture: int) -> None:
-    boxes = scale_boxes(found.boxes_xyxy, batch.sizes[0], batch.original_sizes[0])
-    oracle.check(f"eval/detections/{picture}/boxes", boxes)
-    oracle.check(f"eval/detections/{picture}/scores", found.scores)
-    oracle.check(f"eval/detections/{picture}/labels", found.labels)
-
-
 @pytest.mark.parametrize("stage", TRAIN_STAGES)
 def test_training(case: Case, stage: str) -> None:
     oracle = case.oracle
@@ -219,7 +215,7 @@ def test_training(case: Case, stage: str) -> None:
     oracle.check(f"{stage}/pre/image_sizes_hw", torch.tensor(batch.sizes), rtol=0)
     check_assignment(case, stage, batch, targets, prediction)
     losses = losses_of(case, stage, prediction, targets)
-    check_losses(oracle, stage, losses)
+    check_losses(oracle, stage, losses, TERMS)
     if stage == "train":
         check_gradients(oracle, case.detector, case.key_map, case.converted.names, maps, losses)
 
@@ -280,10 +276,3 @@ TERMS = {
     "classification": "loss_cls",
     "box": "loss_box_reg",
 }
-
-
-def check_losses(oracle: Oracle, stage: str, losses: Losses) -> None:
-    names = {f"{stage}/loss/{TERMS[ours]}": value for ours, value in losses.items()}
-    assert set(names) == {name for name in oracle.manifest["arrays"] if name.startswith(f"{stage}/loss/")}
-    for name, value in names.items():
-        assert float(value.detach()) == pytest.approx(float(oracle.full(name)), rel=1e-6), name

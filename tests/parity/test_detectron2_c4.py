@@ -12,13 +12,12 @@ from dataclasses import replace
 import pytest
 import torch
 from oracle import Oracle
-from recorded import FULL, MapMemory, give_memory_back, only
+from recorded import FULL, MapMemory, check_detections, check_losses, give_memory_back, only
 from test_detectron2 import (
+    TERMS,
     Case,
     check_assignment,
-    check_detections,
     check_head,
-    check_losses,
     check_preprocessing,
     check_proposals,
     preprocessing_of,
@@ -104,7 +103,7 @@ def test_training(case: Case) -> None:
         prediction = case.head(detector.features(batch))
         check_assignment(case, "train", batch, targets, prediction)
         losses = two_stage_losses(case, "train", case.head, prediction, targets)
-    check_losses(oracle, "train", losses)
+    check_losses(oracle, "train", losses, TERMS)
     if FULL:
         check_all_gradients(case, torch.stack(list(losses.values())).sum())
 

@@ -16,7 +16,16 @@ import numpy as np
 import pytest
 import torch
 from oracle import Oracle
-from recorded import TRAIN_STAGES, MapMemory, Maps, Preprocessing, check_gradients, only, pictures_of
+from recorded import (
+    TRAIN_STAGES,
+    MapMemory,
+    Maps,
+    Preprocessing,
+    check_detections,
+    check_gradients,
+    only,
+    pictures_of,
+)
 from torch import Tensor
 
 from rcnn.config.edit import edit
@@ -43,7 +52,6 @@ from rcnn.records import Detections, ImageBatch, Levels, Losses, Proposals, Targ
 from rcnn.roi.cascade import CascadeStage
 from rcnn.roi.regions import SampledRegions
 from rcnn.roi.stage import RoIStage
-from rcnn.transforms.geometry import scale_boxes
 
 # In one process, where a case finds the maps of the one before.
 pytestmark = pytest.mark.xdist_group("parity with MMDetection")
@@ -261,14 +269,6 @@ def as_detections(found: Proposals) -> Detections:
     assert found.scores is not None
     labels = torch.zeros(len(found.scores), dtype=torch.int64)
     return Detections(boxes_xyxy=found.boxes_xyxy, scores=found.scores, labels=labels)
-
-
-def check_detections(oracle: Oracle, found: Detections, batch: ImageBatch, picture: int) -> None:
-    """In pixels of the picture as it was."""
-    boxes = scale_boxes(found.boxes_xyxy, batch.sizes[0], batch.original_sizes[0])
-    oracle.check(f"eval/detections/{picture}/boxes", boxes)
-    oracle.check(f"eval/detections/{picture}/scores", found.scores)
-    oracle.check(f"eval/detections/{picture}/labels", found.labels)
 
 
 @pytest.mark.parametrize("stage", TRAIN_STAGES)

@@ -13,7 +13,7 @@ from functools import cached_property
 import pytest
 import torch
 from oracle import Oracle
-from recorded import FULL, TRAIN_STAGES, Preprocessing, only, pictures_of
+from recorded import FULL, TRAIN_STAGES, Preprocessing, check_detections, only, pictures_of
 from torch import Tensor
 
 from rcnn.config.edit import edit
@@ -26,7 +26,6 @@ from rcnn.recipes.models import build_detector
 from rcnn.recipes.recipe import Recipe
 from rcnn.records import ImageBatch, Levels, Proposals, Target
 from rcnn.roi.box_head import ConvFCHead
-from rcnn.transforms.geometry import scale_boxes
 
 # What the keys of a file cannot tell.
 CASES: Mapping[str, Mapping[str, object]] = {
@@ -176,10 +175,7 @@ def check_inference(case: Case, batch: ImageBatch, picture: int) -> None:
         recorded = oracle.full("eval/roi/box_deltas_first50")[:, 4:]
         torch.testing.assert_close(box_deltas[:50, 4:], recorded, rtol=1e-6, atol=1e-6)
     (found,) = detector.roi.detect(logits, deltas, [proposals.boxes_xyxy], batch.sizes)
-    boxes = scale_boxes(found.boxes_xyxy, batch.sizes[0], batch.original_sizes[0])
-    oracle.check(f"eval/detections/{picture}/boxes", boxes)
-    oracle.check(f"eval/detections/{picture}/scores", found.scores)
-    oracle.check(f"eval/detections/{picture}/labels", found.labels + 1)
+    check_detections(oracle, replace(found, labels=found.labels + 1), batch, picture)
 
 
 # Ours and theirs.

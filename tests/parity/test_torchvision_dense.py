@@ -14,7 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 from oracle import Oracle
-from recorded import TRAIN_STAGES, MapMemory, Maps, Preprocessing, check_gradients, only, pictures_of
+from recorded import (
+    TRAIN_STAGES,
+    MapMemory,
+    Maps,
+    Preprocessing,
+    check_detections,
+    check_gradients,
+    check_losses,
+    only,
+    pictures_of,
+)
 from torch import Tensor
 
 from rcnn.converters.interface import ForeignFile, Wanted
@@ -29,7 +39,6 @@ from rcnn.detectors.one_stage import OneStageDetector
 from rcnn.engine.checkpoint import load_into
 from rcnn.recipes.models import build_detector
 from rcnn.records import ImageBatch, Target
-from rcnn.transforms.geometry import scale_boxes
 
 # In one process, where a case finds the maps of the one before.
 pytestmark = pytest.mark.xdist_group("parity with detectron2 and torchvision")
@@ -69,13 +78,7 @@ class Case:
         return maps, self.head(self.detector.levels(maps.pyramid, batch))
 
     def train_batch(self, stage: str) -> tuple[ImageBatch, list[Target]]:
-        overrides = self.oracle.manifest["train_overrides"]
-        return PREPROCESSING.batch(
-            self.oracle,
-            short_side=overrides["min_size"],
-            max_long_side=overrides["max_size"],
-            boxes=TRAIN_STAGES[stage],
-        )
+        return PREPROCESSING.train_batch(self.oracle, stage)
 
     def priors(self, prediction: DensePrediction) -> list[Tensor]:
         return (
@@ -115,10 +118,7 @@ def test_inference(case: Case) -> None:
         prediction = case.head(detector.levels(maps.pyramid, batch))
         check_head(case, prediction, picture)
         (found,) = detector.detect(prediction)
-        boxes = scale_boxes(found.boxes_xyxy, batch.sizes[0], batch.original_sizes[0])
-        oracle.check(f"eval/detections/{picture}/boxes", boxes)
-        oracle.check(f"eval/detections/{picture}/scores", found.scores)
-        oracle.check(f"eval/detections/{picture}/labels", found.labels)
+        check_detections(oracle, found, batch, picture)
 
 
 def check_head(case: Case, prediction: DensePrediction, picture: int) -> None:
@@ -147,10 +147,7 @@ def test_training(case: Case, stage: str) -> None:
         oracle.check(f"{stage}/pre/gt_boxes/{picture}", target.boxes_xyxy)
         check_assignment(case, stage, prediction, target, picture)
     losses = case.head.loss(prediction, targets)
-    for ours, value in losses.items():
-        recorded = float(oracle.full(f"{stage}/loss/{TERMS[ours]}"))
-        assert float(value.detach()) == pytest.approx(recorded, rel=1e-6), ours
-    assert len(losses) == sum(name.startswith(f"{stage}/loss/") for name in oracle.manifest["arrays"])
+    check_losses(oracle, stage, losses, TERMS)
     if stage == "train":
         check_gradients(oracle, case.detector, case.key_map, case.names, maps, losses)
 
