@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from rcnn.boxes.loss import AbstractDecodedLoss, BoxLoss, box_term, smooth_l1_ninth
+from rcnn.boxes.loss import AbstractDecodedLoss
 from rcnn.ops.losses import IoULossKind, iou_loss
-
-__all__ = ["BoxLoss", "DecodedBoxLoss", "box_term", "smooth_l1_ninth"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from rcnn.boxes.coding import DeltaCoder
 from rcnn.boxes.filtering import DetectionFilter
+from rcnn.boxes.loss import BoxLoss, box_term, smooth_l1_ninth
 from rcnn.matching.iou import IoUMatcher
 from rcnn.matching.sampling import BalancedSampler, EverySampler, HardExampleSampler
 from rcnn.records import Detections, Levels, Losses, Proposals, Size, Target
 from rcnn.roi.box_head import BoxPredictor
-from rcnn.roi.box_loss import BoxLoss, box_term, smooth_l1_ninth
 from rcnn.roi.classification import Classification, SoftmaxClassification
 from rcnn.roi.decoding import ClipOrder, deltas_of, find_detections, moved_boxes
 from rcnn.roi.fusion import ProposalFusion, fuse
